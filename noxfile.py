@@ -1,0 +1,138 @@
+"""Every task of the repository. `nox -l` lists them; `nox -s NAME` sets up all that NAME needs and runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent.resolve()
+CONSTRAINTS = ROOT / "constraints.txt"
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+NATIVE = ["pytree-core", "diffopt-kernels"]
+NOT_SOURCES = {"build", "dist", "tests", "__pycache__"}
+
+nox.options.sessions = ["tests", "lint"]
+
+
+def import_name(package: str) -> str:
+    """The name under which a distribution is imported."""
+    return package.replace("-", "_")
+
+
+def siblings(package: str) -> list[str]:
+    """The packages of this repository that `package` needs, itself included."""
+    project = nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")["project"]
+    needed = [name for name in PACKAGES if any(d.startswith(name) for d in project["dependencies"])]
+    return [*needed, package]
+
+
+def wheel(session: nox.Session, package: str) -> Path:
+    """The package's wheel for the session's Python, built only where its sources have changed."""
+    source = ROOT / "packages" / package
+    digest = hashlib.sha256()
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and not NOT_SOURCES.intersection(path.relative_to(source).parts):
+            digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
+    tag = session.run("python", "-c", "import sys; print(sys.implementation.cache_tag)", silent=True)
+    assert isinstance(tag, str)
+    folder = ROOT / ".cache" / "wheels" / f"{package}-{tag.strip()}-{digest.hexdigest()[:16]}"
+    if not list(folder.glob("*.whl")):
+        session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source))
+    return next(folder.glob("*.whl"))
+
+
+def install(session: nox.Session, *packages: str, extras: str = "", also: tuple[str, ...] = ()) -> None:
+    """Install wheels of `packages` with what they declare, in the versions of constraints.txt."""
+    wheels = [f"{wheel(session, package)}{extras}" for package in packages]
+    session.install("-c", str(CONSTRAINTS), *wheels, *also)
+
+
+def run_tests(session: nox.Session, *packages: str, also: tuple[str, ...] = ()) -> None:
+    """Run the tests and the docstrings' examples of `packages`, as they are installed."""
+    tests = [f"packages/{package}/tests" for package in packages]
+    modules = [import_name(package) for package in packages]
+    arguments = session.posargs or [*tests, *also, "--doctest-modules", "--pyargs", *modules]
+    session.run("python", "-m", "pytest", *arguments)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The main job: few-shot learning of handwritten digits by MAML, with pictures in results/."""
+    packages = ("pytree-core", "diffopt-kernels", "diffopt-explicit", "diffopt-viz")
+    install(session, *packages, also=("-r", "examples/requirements.txt"))
+    session.run("python", "examples/maml_digits.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests of all packages, and those that need several packages together."""
+    install(session, *PACKAGES, extras="[test]", also=("-r", "examples/requirements.txt"))
+    run_tests(session, *PACKAGES, also=("integration",))
+
+
+def add_package_tests(package: str) -> None:
+    """Give `package` a session of its own: nothing is installed but what it declares."""
+
+    @nox.session(name=f"tests-{package}")
+    def package_tests(session: nox.Session) -> None:
+        *needed, _ = siblings(package)
+        install(session, *needed)
+        install(session, package, extras="[test]")
+        run_tests(session, package)
+
+    package_tests.__doc__ = f"The tests of {package} alone, with only what it declares installed."
+
+
+for name in PACKAGES:
+    add_package_tests(name)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, spelling and types: ruff, clang-format, codespell, pyright."""
+    tools = ("ruff", "clang-format", "codespell", "pyright")
+    install(session, *PACKAGES, also=(*tools, "nox", "-r", "examples/requirements.txt"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    native = [str(p) for n in NATIVE for p in (ROOT / "packages" / n / "src").rglob("*.[ch]pp")]
+    session.run("clang-format", "--dry-run", "--Werror", *native)
+    session.run("codespell")
+    session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build all sdists and wheels into dist/, and test each wheel alone in a fresh environment."""
+    session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{package}")
+    session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
+    for package in PACKAGES:
+        home = Path(session.create_tmp()) / package
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(ROOT / "packages" / package / "tests", home / "tests")
+        for settings in ("pyproject.toml", "conftest.py"):
+            shutil.copy(ROOT / settings, home)
+        session.run("python", "-m", "virtualenv", "-q", str(home / "env"))
+        python = str(home / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+        built = next(dist.glob(f"{import_name(package)}-*.whl"))
+        pip = (python, "-m", "pip", "install", "-q", "--find-links", str(dist))
+        session.run(*pip, "-c", str(CONSTRAINTS), f"{built}[test]", external=True)
+        with session.chdir(home):
+            session.run(python, "-m", "pytest", "-q", "tests", external=True)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Every benchmark beside its peers; give `-- --quick` for a smoke run."""
+    install(session, *PACKAGES, also=("-r", "benchmarks/requirements.txt"))
+    # TorchOpt asks for an old torch but runs on the present one.
+    session.install("--no-deps", "torchopt")
+    for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
+        session.run("python", str(path), *session.posargs)
