@@ -1,0 +1,193 @@
+"""The types that users declared to be nodes."""
+
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T", bound=type)
+
+FlattenFunc = Callable[[Any], tuple[Any, ...]]
+UnflattenFunc = Callable[[Any, Any], Any]
+
+_BUILT_IN = frozenset({dict, OrderedDict, defaultdict, list, tuple, deque, type(None)})
+_tables: dict[str, dict[type, "Registration"]] = {}
+
+
+class Registration(NamedTuple):
+    """How objects of one type are taken apart and rebuilt, in one namespace."""
+
+    cls: type
+    flatten_func: FlattenFunc
+    unflatten_func: UnflattenFunc
+    namespace: str
+
+
+def lookup(cls: type, namespace: str) -> Registration | None:
+    """Find the registration of `cls` in `namespace`, or else in the global one."""
+    own = _tables.get(namespace, {}).get(cls) if namespace else None
+    return own or _tables.get("", {}).get(cls)
+
+
+def registered(module: str, qualname: str, namespace: str) -> Registration | None:
+    """Find a registration by the name of its type, importing nothing."""
+    for cls, registration in _tables.get(namespace, {}).items():
+        if (cls.__module__, cls.__qualname__) == (module, qualname):
+            return registration
+    return None
+
+
+def register_pytree_node(
+    cls: T,
+    flatten_func: FlattenFunc,
+    unflatten_func: UnflattenFunc,
+    *,
+    namespace: str,
+) -> T:
+    """Declare that objects of exactly the type `cls` are nodes of a tree.
+
+    Args:
+        cls: The type. Its subclasses are not included.
+        flatten_func: Takes an object apart into ``(children, metadata)`` or
+            ``(children, metadata, entries)``: an iterable of subtrees, anything that
+            compares with ``==`` and (to hash a structure) hashes, and one name a child
+            for paths and errors, by default 0, 1, 2 … It is called once a node.
+        unflatten_func: Rebuilds an object as ``unflatten_func(metadata, children)``,
+            from a tuple of children.
+        namespace: Where the type is a node: only in calls with this `namespace`, or
+            everywhere if it is ``""``.
+
+    Returns:
+        `cls`.
+
+    Raises:
+        TypeError: If `cls` is no type, or a function cannot be called.
+        ValueError: If `cls` is registered already or is a built-in node.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> class Pair:
+        ...     def __init__(self, a, b):
+        ...         self.a, self.b = a, b
+        >>> _ = pt.register_pytree_node(
+        ...     Pair, lambda p: ((p.a, p.b), None), lambda _, ab: Pair(*ab), namespace="doc"
+        ... )
+        >>> pt.tree_leaves({"x": Pair(1, [2])}, namespace="doc")
+        [1, 2]
+        >>> pt.unregister_pytree_node(Pair, namespace="doc")
+    """
+    if not isinstance(cls, type):
+        raise TypeError(f"`cls` must be a type, got {cls!r}.")
+    if not callable(flatten_func) or not callable(unflatten_func):
+        raise TypeError("`flatten_func` and `unflatten_func` must be callable.")
+    _check_namespace(namespace)
+    if cls in _BUILT_IN:
+        raise ValueError(f"{cls.__qualname__} is a node already, and stays the one it is.")
+    table = _tables.setdefault(namespace, {})
+    if cls in table:
+        raise ValueError(
+            f"{cls.__qualname__} is registered already in the namespace {namespace!r}. "
+            "Call `unregister_pytree_node` first, or choose another namespace."
+        )
+    table[cls] = Registration(cls, flatten_func, unflatten_func, namespace)
+    return cls
+
+
+def register_pytree_node_class(
+    cls: T | None = None, *, namespace: str = ""
+) -> T | Callable[[T], T]:
+    """Register a class by its own methods ``tree_flatten`` and ``tree_unflatten``.
+
+    Args:
+        cls: The class, with a method ``tree_flatten(self) -> (children, metadata[,
+            entries])`` and a class method ``tree_unflatten(cls, metadata, children)``.
+        namespace: As in `register_pytree_node`.
+
+    Returns:
+        `cls`, or a decorator if it is not given.
+
+    Raises:
+        TypeError: If a method is missing.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> @pt.register_pytree_node_class(namespace="doc")
+        ... class Box:
+        ...     def __init__(self, content):
+        ...         self.content = content
+        ...
+        ...     def tree_flatten(self):
+        ...         return (self.content,), None, ("content",)
+        ...
+        ...     @classmethod
+        ...     def tree_unflatten(cls, metadata, children):
+        ...         return cls(*children)
+        >>> pt.tree_map(lambda x: x + 1, Box([1, 2]), namespace="doc").content
+        [2, 3]
+        >>> pt.unregister_pytree_node(Box, namespace="doc")
+    """
+    if cls is None:
+        return lambda cls: register_pytree_node_class(cls, namespace=namespace)  # type: ignore[return-value]
+    if not hasattr(cls, "tree_flatten") or not hasattr(cls, "tree_unflatten"):
+        raise TypeError(f"{cls!r} must have the methods `tree_flatten` and `tree_unflatten`.")
+    return register_pytree_node(
+        cls,
+        cls.tree_flatten,  # type: ignore[attr-defined]
+        cls.tree_unflatten,  # type: ignore[attr-defined]
+        namespace=namespace,
+    )
+
+
+def unregister_pytree_node(cls: type, *, namespace: str) -> None:
+    """Make `cls` a leaf again. Structures that hold it keep working.
+
+    Args:
+        cls: The registered type.
+        namespace: The one that it was registered in.
+
+    Raises:
+        ValueError: If `cls` is not registered there.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> class Box: ...
+        >>> _ = pt.register_pytree_node(
+        ...     Box, lambda b: ((), None), lambda _, children: Box(), namespace="doc"
+        ... )
+        >>> pt.tree_structure(Box(), namespace="doc").num_leaves
+        0
+        >>> pt.unregister_pytree_node(Box, namespace="doc")
+        >>> pt.tree_structure(Box(), namespace="doc").num_leaves
+        1
+    """
+    _check_namespace(namespace)
+    if _tables.get(namespace, {}).pop(cls, None) is None:
+        raise ValueError(f"{cls!r} is not registered in the namespace {namespace!r}.")
+
+
+def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
+    """Call the flatten function once and check what it says.
+
+    Returns:
+        The children, the metadata and the entries, one a child.
+    """
+    name = registration.cls.__qualname__
+    result = registration.flatten_func(tree)
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise TypeError(
+            f"The flatten function of {name} must return (children, metadata) or "
+            f"(children, metadata, entries), got {result!r}."
+        )
+    children = tuple(result[0])
+    entries: Iterable[Any] | None = result[2] if len(result) == 3 else None
+    entries = tuple(range(len(children)) if entries is None else entries)
+    if len(entries) != len(children):
+        raise ValueError(
+            f"The flatten function of {name} returned {len(children)} children "
+            f"and {len(entries)} entries."
+        )
+    return children, result[1], entries
+
+
+def _check_namespace(namespace: str) -> None:
+    if not isinstance(namespace, str):
+        raise TypeError(f"`namespace` must be a string, got {namespace!r}.")
