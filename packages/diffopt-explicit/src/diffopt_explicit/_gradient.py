@@ -1,0 +1,84 @@
+"""The gradient of an inner loss, in whatever mode the caller differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytree_core import tree_flatten, tree_map, tree_unflatten
+from torch import Tensor
+
+from diffopt_explicit._transform import Tree
+
+
+def require_grad(params: Tree) -> Tree:
+    """The parameters, each part of a graph: those that are not become leaves of their own."""
+    return tree_map(lambda p: p if p.requires_grad else p.detach().requires_grad_(), params)
+
+
+def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:
+    """Return the gradient of `loss`, shaped like `params`; `None` where it does not depend on one.
+
+    Args:
+        loss: 0-d tensor, a function of `params` by ordinary autograd.
+        params: Tree of tensors that require grad.
+        create_graph: Whether the gradient can be differentiated in turn.
+
+    Raises:
+        ValueError: If the loss is not a 0-d tensor, or depends on no parameter at all.
+    """
+    if not isinstance(loss, Tensor) or loss.dim():
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"The loss must be a 0-d tensor, got {found}. Take its mean or sum.")
+    leaves, spec = tree_flatten(params)
+    grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise ValueError(
+            "The loss depends on none of the parameters, so a step would change nothing. Was it "
+            "computed from other tensors, under `torch.no_grad()`, or through `detach()`?"
+        )
+    return tree_unflatten(spec, grads)
+
+
+def loss_and_gradient(
+    loss: Callable[[Tree], Any], params: Tree, *, create_graph: bool
+) -> tuple[Tensor, Any, Tree]:
+    """Call ``loss(params) -> (loss, aux)``; return both and the gradient, shaped like `params`.
+
+    Under a transform of `torch.func` or a compiler the gradient is taken by `torch.func.grad`,
+    which gives zeros where the loss does not depend on a parameter.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _by_transform(loss, params, create_graph=create_graph)
+    with torch.enable_grad():
+        params = require_grad(params)
+        value, aux = loss(params)
+        return value, aux, gradient(value, params, create_graph=create_graph)
+
+
+def _by_transform(
+    loss: Callable[[Tree], Any], params: Tree, *, create_graph: bool
+) -> tuple[Tensor, Any, Tree]:
+    """`loss_and_gradient` by `torch.func.grad`, whose own trees know fewer types than ours."""
+    leaves, spec = tree_flatten(params)
+    rebuild: list[Callable[[list[Tensor]], Any]] = []
+
+    def of_leaves(leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        value, aux = loss(tree_unflatten(spec, leaves))
+        kept, kept_spec = tree_flatten(aux)
+        tensors = [leaf for leaf in kept if isinstance(leaf, Tensor)]
+
+        def put_back(tensors: list[Tensor]) -> Any:
+            remaining = iter(tensors)
+            both = [next(remaining) if isinstance(leaf, Tensor) else leaf for leaf in kept]
+            return tree_unflatten(kept_spec, both)
+
+        rebuild.append(put_back)
+        return value, tensors
+
+    grads, (value, tensors) = torch.func.grad_and_value(of_leaves, has_aux=True)(leaves)
+    grads = grads if create_graph else [grad.detach() for grad in grads]
+    return value, rebuild[-1](tensors), tree_unflatten(spec, grads)

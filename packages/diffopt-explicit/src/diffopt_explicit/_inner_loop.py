@@ -1,0 +1,145 @@
+"""Inner loops over a module: fast weights that leave the module as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from diffopt_explicit._apply import apply_updates
+from diffopt_explicit._from_torch import from_torch
+from diffopt_explicit._gradient import gradient, require_grad
+from diffopt_explicit._override import override as overridden
+from diffopt_explicit._places import places
+from diffopt_explicit._transform import Transform
+from diffopt_explicit._trees import detach
+
+
+class FunctionalModule:
+    """A module's forward pass with parameters and buffers of its own.
+
+    Call it as the module. The module itself is never written to: tied weights stay tied,
+    frozen parameters stay the module's, and running statistics go into `buffers`.
+
+    Attributes:
+        module: The module whose code is run.
+        params: The fast weights by name; one entry for weights that are tied.
+        buffers: Copies of the module's buffers by name.
+    """
+
+    def __init__(self, module: nn.Module, params: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self.params = dict(params)
+        self._ties = [[place.name for place in at] for _, at in places(module, "_parameters")]
+        buffers = places(module, "_buffers")
+        self.buffers = {at[0].name: buffer.clone() for buffer, at in buffers}
+        self._ties += [[place.name for place in at] for _, at in buffers]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's forward pass with the fast weights."""
+        own = {**self.params, **self.buffers}
+        everywhere = {name: own[tie[0]] for tie in self._ties if tie[0] in own for name in tie}
+        return functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The fast weights, in the order of the module's parameters."""
+        return iter(self.params.values())
+
+    def __repr__(self) -> str:
+        return f"FunctionalModule of {self.module!r}"
+
+
+class InnerOptimizer:
+    """Steps of a transform on the fast weights of a `FunctionalModule`.
+
+    Attributes:
+        tx: The transform.
+        state: Its state.
+    """
+
+    def __init__(self, fmodule: FunctionalModule, tx: Transform, *, track: bool) -> None:
+        self.tx = tx
+        self.state = tx.init(fmodule.params)
+        self._fmodule = fmodule
+        self._track = track
+
+    def step(self, loss: Tensor, *, first_order: bool = False) -> None:
+        """Move the fast weights down the gradient of `loss`, as part of the graph.
+
+        Args:
+            loss: 0-d tensor, computed by calling the `FunctionalModule`.
+            first_order: Take the gradient as a constant (first-order MAML).
+
+        Raises:
+            ValueError: If the loss is not a 0-d tensor, or depends on no fast weight. The
+                weights and the state are then as before.
+        """
+        before = self._fmodule.params
+        grads = gradient(loss, before, create_graph=self._track and not first_order)
+        with torch.set_grad_enabled(self._track):
+            updates, self.state = self.tx.update(grads, self.state, before)
+            after = apply_updates(before, updates)
+        if not self._track:
+            after, self.state = detach(after), detach(self.state)
+        self._fmodule.params = require_grad(after)
+
+
+@contextmanager
+def inner_loop(
+    module: nn.Module,
+    tx: Transform | torch.optim.Optimizer,
+    *,
+    detach_initial: bool = False,
+    track: bool = True,
+    override: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[FunctionalModule, InnerOptimizer]]:
+    """Adapt a module in an inner loop, and differentiate through the adaptation.
+
+    Inside the block, call the first value as the module and step the second with losses.
+    What the first one returns is then part of the graph of the module's parameters, so
+    that an outer loss can be differentiated with respect to them. The module itself is
+    not changed, by nothing that happens in the block.
+
+    Args:
+        module: Its trainable parameters are the start of the fast weights.
+        tx: The inner optimizer: a transform, or a ``torch.optim`` optimizer over the
+            module's parameters, of which the settings are taken (see `from_torch`).
+        detach_initial: Start from copies, so that nothing leads back to the module's
+            parameters; hyperparameters can still be learned.
+        track: Record the graph. Without it the same steps are taken in constant memory,
+            for evaluation.
+        override: Hyperparameters to replace by name, for instance with learned tensors.
+
+    Yields:
+        The module with fast weights, and the optimizer of those.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import inner_loop, sgd
+        >>> module = torch.nn.Linear(2, 1)
+        >>> x, y = torch.ones(4, 2), torch.zeros(4, 1)
+        >>> with inner_loop(module, sgd(lr=0.1)) as (fmodule, opt):
+        ...     for _ in range(3):
+        ...         opt.step((fmodule(x) - y).square().mean())
+        ...     (fmodule(x) - y).square().mean().backward()
+        >>> module.weight.grad.shape
+        torch.Size([1, 2])
+
+    Source: the idiom is that of Grefenstette et al., *Generalized inner loop
+    meta-learning*, 2019.
+    """
+    parameters = places(module, "_parameters")
+    trainable = {at[0].name: param for param, at in parameters if param.requires_grad}
+    if not trainable:
+        raise ValueError("The module has no parameter that requires grad, so nothing can adapt.")
+    if isinstance(tx, torch.optim.Optimizer):
+        tx = from_torch(tx, trainable)
+    if override:
+        tx = overridden(tx, **override)
+    start = trainable if track and not detach_initial else require_grad(detach(trainable))
+    fmodule = FunctionalModule(module, start)
+    yield fmodule, InnerOptimizer(fmodule, tx, track=track)

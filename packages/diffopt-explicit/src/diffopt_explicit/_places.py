@@ -1,0 +1,41 @@
+"""Where in a module its parameters and buffers stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Place:
+    """One attribute of one submodule that holds a tensor.
+
+    Attributes:
+        name: The full name, as `named_parameters` and `functional_call` spell it.
+        owner: The submodule.
+        attribute: The name within the submodule.
+    """
+
+    name: str
+    owner: nn.Module
+    attribute: str
+
+
+def places(
+    module: nn.Module, kind: Literal["_parameters", "_buffers"]
+) -> list[tuple[Tensor, list[Place]]]:
+    """Each tensor of a module with all the places where it stands, which are tied.
+
+    A submodule that occurs under several names counts once: through
+    `torch.func.functional_call` it would be written twice and not be restored.
+    """
+    found: dict[int, tuple[Tensor, list[Place]]] = {}
+    for prefix, owner in module.named_modules():
+        for attribute, tensor in getattr(owner, kind).items():
+            if tensor is not None:
+                name = f"{prefix}.{attribute}" if prefix else attribute
+                _, at = found.setdefault(id(tensor), (tensor, []))
+                at.append(Place(name, owner, attribute))
+    return list(found.values())

@@ -1,0 +1,115 @@
+"""Multiplying updates: by a constant, by the learning rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
+from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import map_present
+
+
+class ScaleState(NamedTuple):
+    """What scaling remembers between steps."""
+
+    step: int  # updates made so far
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Updates times a factor.
+
+    Attributes:
+        factor: A number, a 0-d tensor, or a schedule.
+    """
+
+    factor: Hyperparameter
+
+    def __post_init__(self) -> None:
+        check_range("factor", self.factor, -float("inf"))
+
+    def init(self, params: Tree) -> ScaleState:
+        """Return the state before the first step."""
+        return ScaleState(0)
+
+    def update(
+        self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, ScaleState]:
+        """Multiply the updates by the factor."""
+        factor = at_step(self.factor, state.step)
+        return map_present(lambda u: factor * u, updates), ScaleState(state.step + 1)
+
+
+@dataclass(frozen=True)
+class ScaleByLearningRate:
+    """Updates times the negative learning rate: from ascent directions to descent steps.
+
+    Attributes:
+        lr: A number, a 0-d tensor, a schedule, or a tree of numbers and tensors shaped
+            like the parameters (Meta-SGD), each tensor broadcasting against its parameter.
+    """
+
+    lr: Hyperparameter | Tree
+
+    def __post_init__(self) -> None:
+        if not is_tree(self.lr):
+            check_range("lr", self.lr, 0)
+
+    def init(self, params: Tree) -> ScaleState:
+        """Return the state before the first step."""
+        return ScaleState(0)
+
+    def update(
+        self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, ScaleState]:
+        """Multiply the updates by the negative learning rate."""
+        return by_learning_rate(updates, self.lr, state.step), ScaleState(state.step + 1)
+
+
+def is_tree(lr: Hyperparameter | Tree) -> bool:
+    """Whether a learning rate is one of many: neither a number nor a tensor nor a schedule."""
+    return not isinstance(lr, int | float | Tensor) and not callable(lr)
+
+
+def by_learning_rate(updates: Tree, lr: Hyperparameter | Tree, step: int) -> Tree:
+    """Return ``-lr * u`` for every update that is there."""
+    if is_tree(lr):
+        return map_present(lambda u, rate: -rate * u, updates, lr)
+    rate = at_step(lr, step)
+    return map_present(lambda u: -rate * u, updates)
+
+
+def scale(factor: Hyperparameter) -> Scale:
+    """Multiply updates by `factor`: a number, a 0-d tensor, or a schedule.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import scale
+        >>> tx = scale(2.0)
+        >>> tx.update([torch.ones(2)], tx.init(None))
+        ([tensor([2., 2.])], ScaleState(step=1))
+    """
+    return Scale(factor)
+
+
+def scale_by_learning_rate(lr: Hyperparameter | Tree) -> ScaleByLearningRate:
+    """Multiply updates by ``-lr``, so that adding them descends.
+
+    Args:
+        lr: A non-negative number, a 0-d tensor (which may be learned), a schedule from
+            the step (0, 1, ...) to either, or a tree of them shaped like the parameters.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import scale_by_learning_rate
+        >>> tx = scale_by_learning_rate(torch.tensor(0.1))
+        >>> tx.update([torch.ones(2)], tx.init(None))
+        ([tensor([-0.1000, -0.1000])], ScaleState(step=1))
+
+    Source: a rate for each weight is Meta-SGD: Li et al., *Meta-SGD: learning to learn
+    quickly for few-shot learning*, 2017, eq. 3.
+    """
+    return ScaleByLearningRate(lr)

@@ -1,0 +1,146 @@
+"""Many inner steps in a row, differentiable as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from diffopt_explicit._apply import apply_updates
+from diffopt_explicit._gradient import loss_and_gradient
+from diffopt_explicit._transform import Transform, Tree
+from diffopt_explicit._trees import detach
+
+
+class UnrollResult(NamedTuple):
+    """Where an inner loop arrived."""
+
+    params: Tree  # like the initial parameters
+    opt_state: Any  # the state of the transform, to go on from
+    losses: Tensor  # (steps,), each taken before its step
+    aux: list[Any] | None = None  # what the loss returned besides, a step an entry
+
+
+Carry: TypeAlias = tuple[Tree, Any]  # parameters and optimizer state
+Step: TypeAlias = Callable[[Carry, tuple[Tree, ...], bool], tuple[Carry, Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Differentiate an unroll by ordinary autograd, which stores the graph of every step.
+
+    The fastest way, exact to any order and under every transform of `torch.func`, with
+    memory that grows with the number of steps.
+    """
+
+    def run(
+        self, step: Step, start: Carry, inputs: list[tuple[Tree, ...]], *, tracked_from: int
+    ) -> tuple[Carry, list[Tensor], list[Any]]:
+        """Take one step for each of `inputs`; record the graph from step `tracked_from` on."""
+        carry, losses, extras = start, [], []
+        for index, arguments in enumerate(inputs):
+            carry, loss, aux = step(carry, arguments, index >= tracked_from)
+            losses.append(loss)
+            extras.append(aux)
+        return carry, losses, extras
+
+
+def unroll(
+    loss: Callable[..., Any],
+    tx: Transform,
+    params: Tree,
+    *,
+    steps: int | None = None,
+    batches: Iterable[Tree] | None = None,
+    meta_params: Tree | None = None,
+    opt_state: Any = None,
+    aux: bool = False,
+    adjoint: Store = Store(),
+    truncate: int | None = None,
+    first_order: bool = False,
+) -> UnrollResult:
+    """Minimize an inner loss for some steps, as a differentiable function.
+
+    The result is part of the graph of the initial parameters, of `meta_params`, and of
+    all tensors that `loss` and `tx` use: ``result.params`` can be differentiated with
+    respect to any of them, exactly and to any order. Under ``torch.no_grad()`` the same
+    steps are taken and no graph is kept.
+
+    Args:
+        loss: The inner loss, giving a 0-d tensor. Called with the arguments that there
+            are of ``loss(params, meta_params, batch)``, in this order.
+        tx: The inner optimizer.
+        params: Initial parameters: a tree of floating-point tensors. It is not changed.
+        steps: How many steps to take, if `loss` needs no batch.
+        batches: What to pass to `loss` in each step, one step an item.
+        meta_params: What the outer loop learns, passed on to `loss`.
+        opt_state: State of `tx` to go on from; by default a new one.
+        aux: Whether `loss` returns a pair of the loss and anything else to be kept.
+        adjoint: How the unroll is differentiated.
+        truncate: Differentiate only through the last `truncate` steps; what came before
+            is taken as constant (Shaban et al. 2019, truncated back-propagation).
+        first_order: Take the inner gradients as constants (first-order MAML).
+
+    Returns:
+        Final parameters and optimizer state, and the loss before each step.
+
+    Raises:
+        ValueError: Unless exactly one of `steps` and `batches` is given, or if a loss is not
+            a 0-d tensor or does not depend on the parameters.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import sgd, unroll
+        >>> start = torch.tensor(1.0, requires_grad=True)
+        >>> result = unroll(lambda w: w**2 / 2, sgd(lr=0.5), start, steps=3)
+        >>> result.params
+        tensor(0.1250, grad_fn=<AddBackward0>)
+        >>> torch.autograd.grad(result.params, start)
+        (tensor(0.1250),)
+
+    Source: Franceschi et al., *Forward and reverse gradient-based hyperparameter
+    optimization*, ICML 2017, algorithm 1; Finn et al., *Model-agnostic meta-learning*,
+    ICML 2017, for `first_order`.
+    """
+    shared = () if meta_params is None else (meta_params,)
+    inputs = [(*shared, *batch) for batch in _batches(steps, batches)]
+    if truncate is not None and truncate < 0:
+        raise ValueError(f"`truncate` must be a number of steps, got {truncate}.")
+    if not isinstance(adjoint, Store):
+        raise TypeError(f"`adjoint` must be `Store()`, got {adjoint!r}.")
+
+    def step(carry: Carry, arguments: tuple[Tree, ...], tracked: bool) -> tuple[Carry, Tensor, Any]:
+        tracked = tracked and torch.is_grad_enabled()
+        before, state = carry if tracked else detach(carry)
+        value, extra, grads = loss_and_gradient(
+            lambda p: loss(p, *arguments) if aux else (loss(p, *arguments), None),
+            before,
+            create_graph=tracked and not first_order,
+        )
+        with torch.set_grad_enabled(tracked):
+            updates, state = tx.update(grads, state, before)
+            after = apply_updates(before, updates)
+        return (after, state), *((value, extra) if tracked else detach((value, extra)))
+
+    start = params, tx.init(params) if opt_state is None else opt_state
+    tracked_from = 0 if truncate is None else len(inputs) - truncate
+    (params, opt_state), losses, extras = adjoint.run(
+        step, start, inputs, tracked_from=tracked_from
+    )
+    stacked = torch.stack(losses) if losses else torch.empty(0)
+    return UnrollResult(params, opt_state, stacked, extras if aux else None)
+
+
+def _batches(steps: int | None, batches: Iterable[Tree] | None) -> list[tuple[Tree, ...]]:
+    """What each step gets besides the parameters."""
+    if (steps is None) == (batches is None):
+        raise ValueError("Give either `steps`, a number, or `batches`, one a step.")
+    if batches is not None:
+        return [(batch,) for batch in batches]
+    assert steps is not None
+    if steps < 0:
+        raise ValueError(f"`steps` must not be negative, got {steps}.")
+    return [()] * steps

@@ -1,0 +1,145 @@
+import math
+
+import pytest
+import torch
+from diffopt_explicit import _adam, adam, adamw, apply_updates, unroll
+from diffopt_explicit._composed_adam import adam_step as composed_adam_step
+
+LR, EPS = 0.1, 1e-3
+
+
+@pytest.fixture(params=["installed", "composed"], autouse=True)
+def step(request, monkeypatch):
+    """Each test with whatever step is installed, and with the composed one."""
+    if request.param == "composed":
+        monkeypatch.setattr(_adam, "adam_step", composed_adam_step)
+
+
+def first_update(g: torch.Tensor, tx) -> torch.Tensor:
+    params = torch.zeros_like(g)
+    return tx.update(g, tx.init(params), params)[0]
+
+
+@pytest.mark.parametrize(
+    ("g", "derivative"), [(0.5, -3.98404787e-4), (-1e-4, -82.6446281), (0.0, -LR / EPS)]
+)
+def test_first_step_has_the_closed_form_derivative_also_at_zero(g, derivative):
+    gradient = torch.tensor([g], dtype=torch.float64, requires_grad=True)
+    update = first_update(gradient, adam(lr=LR, eps=EPS))
+
+    assert update.item() == pytest.approx(-LR * g / (abs(g) + EPS), rel=1e-12)
+    assert torch.autograd.grad(update, gradient)[0].item() == pytest.approx(derivative, rel=1e-8)
+
+
+def test_zero_gradient_coordinate_leaves_the_meta_gradient_finite_and_exact():
+    w = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    end = unroll(lambda w: (w @ x) ** 2, adam(lr=LR, eps=EPS), w, steps=1).params
+    gradient = torch.autograd.grad(end.sum() ** 2, w)[0]
+    g1, outer = 2 * 0.7, 2 * end.sum().item()
+    expected = [outer * (1 - 2 * LR * EPS / (abs(g1) + EPS) ** 2), outer]
+
+    assert gradient.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_zero_gradients_stay_finite_through_many_steps_and_two_derivatives():
+    w = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    end = unroll(lambda w: (w[:2] ** 2).sum() + 0 * w.sum(), adam(lr=LR), w, steps=4).params
+    (first,) = torch.autograd.grad(end.square().sum() + end.sum(), w, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), w)
+
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_with_zero_gradients_is_not_nan(dtype):
+    assert first_update(torch.zeros(4, dtype=dtype), adam(lr=LR)).tolist() == [0.0] * 4
+
+
+HYPERPARAMETERS = {
+    "lr": 0.05,
+    "beta1": 0.8,
+    "beta2": 0.95,
+    "eps": 1e-3,
+    "eps_root": 1e-2,
+    "weight_decay": 0.1,
+}
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+@pytest.mark.parametrize("recipe", [adam, adamw])
+def test_hypergradients_equal_central_differences(recipe, name):
+    generator = torch.Generator().manual_seed(1)
+    start, target = torch.randn(2, 5, generator=generator, dtype=torch.float64)
+
+    def end(value):
+        h = {**HYPERPARAMETERS, name: value}
+        betas = (h.pop("beta1"), h.pop("beta2"))
+        tx = recipe(betas=betas, **h)
+        loss = lambda w: ((w - target) ** 4).sum()  # noqa: E731
+        return (unroll(loss, tx, start, steps=4).params * target).sum()
+
+    value, h = HYPERPARAMETERS[name], 1e-5
+    tensor = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+    exact = torch.autograd.grad(end(tensor), tensor)[0].item()
+    with torch.no_grad():
+        central = (end(value + h) - end(value - h)).item() / (2 * h)
+
+    assert exact == pytest.approx(central, rel=1e-6)
+    assert not math.isclose(exact, 0, abs_tol=1e-6)
+
+
+def test_gradcheck_and_gradgradcheck_through_two_steps():
+    start = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    def end(start, rate):
+        return unroll(lambda w: (w**4).sum(), adam(rate, eps=0.1), start, steps=2).params
+
+    assert torch.autograd.gradcheck(end, (start, rate))
+    assert torch.autograd.gradgradcheck(end, (start, rate))
+
+
+def test_a_parameter_without_gradient_keeps_value_state_and_count():
+    params = {"used": torch.ones(2), "unused": torch.ones(2)}
+    tx = adamw(lr=LR)
+    state = tx.init(params)
+    updates, state = tx.update({"used": torch.ones(2), "unused": None}, state, params)
+    after = apply_updates(params, updates)
+
+    assert updates["unused"] is None
+    assert after["unused"] is params["unused"]
+    assert state.counts == {"used": 1, "unused": 0}
+    assert state.exp_avg["unused"].tolist() == [0.0, 0.0]
+
+
+def test_learning_rates_for_each_weight_scale_the_whole_step():
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    grads = {"a": torch.tensor([0.5, -1.0]), "b": torch.tensor([2.0])}
+    one = adamw(lr=1.0)
+    base, _ = one.update(grads, one.init(params), params)
+    many = adamw(lr={"a": torch.tensor([0.1, 0.2]), "b": 0.5})
+    updates, _ = many.update(grads, many.init(params), params)
+
+    torch.testing.assert_close(updates["a"], base["a"] * torch.tensor([0.1, 0.2]))
+    torch.testing.assert_close(updates["b"], base["b"] * 0.5)
+
+
+def test_weight_decay_without_parameters_is_refused():
+    tx = adamw()
+    with pytest.raises(ValueError, match="needs `params`"):
+        tx.update([torch.ones(1)], tx.init([torch.ones(1)]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"betas": (1.0, 0.9)}, r"`betas\[0\]` must be in \[0, 1\), got 1.0"),
+        ({"betas": (0.9, -0.1)}, r"`betas\[1\]` must be in \[0, 1\)"),
+        ({"eps": -1e-8}, "`eps` must be at least 0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        adam(**arguments)
