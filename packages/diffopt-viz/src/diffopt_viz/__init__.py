@@ -1,0 +1,11 @@
+"""The gradient graph as a picture one can read."""
+
+from importlib.metadata import version
+
+from diffopt_viz._capture import build_graph as build_graph
+from diffopt_viz._dot import make_dot as make_dot
+from diffopt_viz._graph import Graph as Graph
+from diffopt_viz._graph import Kind as Kind
+from diffopt_viz._graph import Node as Node
+
+__version__ = version("diffopt-viz")

@@ -1,0 +1,54 @@
+"""Names of tensors, from whatever the user has them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def named_tensors(source: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in modules, mappings, sequences and named tuples, with dotted names.
+
+    A module's parameters and buffers have the module's own names for them; an item of a
+    mapping is named by its key, one of a sequence by its index, a field by its name.
+    A pair of a string and a tensor, as `named_parameters` gives, is named by the string.
+    """
+    pending: list[tuple[str, Any]] = [("", source)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Tensor):
+            yield name or "tensor", value
+        else:
+            pending.extend(reversed([(_join(name, key), part) for key, part in _parts(value)]))
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, nn.Module):
+        return [
+            *value.named_parameters(remove_duplicate=False),
+            *value.named_buffers(remove_duplicate=False),
+        ]
+    if isinstance(value, Mapping):
+        return [(str(key), part) for key, part in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [
+            part if _is_named(part) else (str(index), part) for index, part in enumerate(value)
+        ]
+    return []
+
+
+def _is_named(part: Any) -> bool:
+    return (
+        isinstance(part, tuple)
+        and len(part) == 2
+        and isinstance(part[0], str)
+        and isinstance(part[1], Tensor)
+    )
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
