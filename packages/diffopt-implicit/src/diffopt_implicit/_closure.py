@@ -1,0 +1,85 @@
+"""Find and name tensors that a function uses without being passed them."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffopt_implicit._functorch import is_tracked
+
+MAX_DEPTH = 6  # of functions within functions and containers within containers
+
+
+def tracked_names(func: Callable[..., Any]) -> list[str]:
+    """Name the tensors within reach of `func` that derivatives flow into."""
+    found = {}
+    for name, tensor in reachable("", func, set(), 0):
+        if is_tracked(tensor):
+            found.setdefault(id(tensor), f"`{name}` of shape {tuple(tensor.shape)}")
+    return list(found.values())
+
+
+def tracked_tensors(func: Callable[..., Any]) -> list[Tensor]:
+    """List the tensors within reach of `func` that derivatives flow into."""
+    return [tensor for _, tensor in reachable("", func, set(), 0) if is_tracked(tensor)]
+
+
+def reachable(name: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in `value` and their names, each object looked at once."""
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    if id(value) in seen or depth > MAX_DEPTH:
+        return
+    seen.add(id(value))
+    for part, inner in parts(name, value):
+        yield from reachable(part, inner, seen, depth + 1)
+
+
+def parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what `value` is made of, where tensors may hide."""
+    dot = f"{name}." if name else ""
+    if isinstance(value, nn.Module):
+        yield from ((dot + key, p) for key, p in value.named_parameters())
+        yield from ((dot + key, b) for key, b in value.named_buffers())
+    elif isinstance(value, types.FunctionType):
+        yield from function_parts(value)
+    elif isinstance(value, types.MethodType):
+        yield name or type(value.__self__).__name__, value.__self__
+        yield name, value.__func__
+    elif isinstance(value, functools.partial):
+        yield name, value.func
+        yield from ((f"{dot}args[{i}]", inner) for i, inner in enumerate(value.args))
+        yield from ((dot + key, inner) for key, inner in value.keywords.items())
+    elif isinstance(value, dict):
+        yield from ((f"{name}[{key!r}]", inner) for key, inner in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((f"{name}[{i}]", inner) for i, inner in enumerate(value))
+    elif hasattr(value, "__dict__") and not isinstance(value, (type, types.ModuleType)):
+        yield from ((dot + key, inner) for key, inner in vars(value).items())
+
+
+def function_parts(func: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield what a function closes over, its defaults, and the globals that it names."""
+    for key, cell in zip(func.__code__.co_freevars, func.__closure__ or (), strict=True):
+        try:
+            yield key, cell.cell_contents
+        except ValueError:  # a variable that is not assigned yet
+            continue
+    yield from ((f"default {i}", default) for i, default in enumerate(func.__defaults__ or ()))
+    yield from (func.__kwdefaults__ or {}).items()
+    for key in code_names(func.__code__):
+        if key in func.__globals__:
+            yield key, func.__globals__[key]
+
+
+def code_names(code: types.CodeType) -> Iterator[str]:
+    """Yield the global names in `code` and in the functions defined within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from code_names(constant)

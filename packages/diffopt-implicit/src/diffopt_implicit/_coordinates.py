@@ -1,0 +1,93 @@
+"""Trees of tensors as vectors of one dtype, for iterations that think in vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytree_core import tree_flatten, tree_unflatten
+from torch import Tensor
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The way between a tree of real tensors and the vector of all its elements.
+
+    Attributes:
+        spec: The structure of the tree.
+        shapes: The shape of each leaf.
+        dtypes: The dtype of each leaf.
+        working: The dtype of the vector: the widest of the leaves', and at least float32, so
+            that inner products of half-precision trees keep their digits.
+    """
+
+    spec: Any
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    working: torch.dtype
+
+    @classmethod
+    def of(cls, tree: Tree, name: str) -> Coordinates:
+        """Describe `tree`, called `name` in errors."""
+        leaves, spec = tree_flatten(tree)
+        working = torch.float32 if leaves else torch.get_default_dtype()
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"The leaves of {name} must be tensors, got {type(leaf).__name__}. "
+                    "Wrap numbers with `torch.tensor`."
+                )
+            if leaf.is_complex():
+                raise TypeError(
+                    f"{name} holds a complex tensor ({leaf.dtype}), and only real ones are "
+                    "supported. Split it with `torch.view_as_real`."
+                )
+            if not leaf.is_floating_point():
+                raise TypeError(
+                    f"{name} must hold floating-point tensors, got {leaf.dtype}. Convert it "
+                    "with `.double()` or `.float()`."
+                )
+            working = torch.promote_types(working, leaf.dtype)
+        return cls(
+            spec, tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves), working
+        )
+
+    @property
+    def size(self) -> int:
+        """The number of elements of all leaves."""
+        return sum(shape.numel() for shape in self.shapes)
+
+    @property
+    def eps(self) -> float:
+        """The relative rounding error of the coarsest leaf."""
+        dtypes = self.dtypes or (self.working,)
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+    def vector(self, tree: Tree, name: str) -> Tensor:
+        """Lay the leaves of `tree` end to end; it must look as these coordinates say."""
+        leaves, spec = tree_flatten(tree)
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves)
+        if spec != self.spec or shapes != self.shapes:
+            raise ValueError(
+                f"{name} must have the structure and shapes "
+                f"{self.spec}, {[tuple(shape) for shape in self.shapes]}; got "
+                f"{spec}, {[None if shape is None else tuple(shape) for shape in shapes]}."
+            )
+        flat = [leaf.reshape(-1).to(self.working) for leaf in leaves]
+        if len(flat) == 1:
+            return flat[0]
+        return torch.cat(flat) if flat else torch.zeros(0, dtype=self.working)
+
+    def tree(self, vector: Tensor) -> Tree:
+        """Cut `vector` into leaves again."""
+        pieces = vector.split([shape.numel() for shape in self.shapes])
+        return tree_unflatten(
+            self.spec,
+            [
+                piece.reshape(shape).to(dtype)
+                for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+            ],
+        )

@@ -1,0 +1,141 @@
+"""Give a solution of an equation the derivatives of the solution, to every order.
+
+Here all is flat: unknowns and parameters are tuples of tensors, a condition maps
+``(unknowns, parameters)`` to residuals shaped like the unknowns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Condition = Callable[[Tensors, Tensors], Tensors]
+LinearMap = Callable[[Tensors], Tensors]
+Solve = Callable[[LinearMap, Tensors], Tensors]
+
+# NOTE [derivatives of every order]
+# Let F(x, p) = 0 define x(p), A = dF/dx and B = dF/dp. Then dx = -A^{-1} B dp, and a cotangent v
+# of x becomes -B^T u, where A^T u = v. `_Solution` is the identity on x with these two rules.
+# To be differentiated again, they must be built from things whose derivatives are right:
+# - x is the *output* that was saved, so that it still depends on p;
+# - u is again the solution of an equation, G(u; x, p, v) = A^T u - v = 0, and `_Solution` makes
+#   it so. Its iterations see detached values and are never differentiated;
+# - products with A and B are transposes of vector-Jacobian products (reverse over reverse).
+#   torch gives wrong values for reverse over forward in layer norm, batch norm, solve and det.
+
+
+def attach(condition: Condition, solve: Solve, solution: Tensors, params: Tensors) -> Tensors:
+    """Return `solution`, differentiable in `params` as where `condition` vanishes."""
+    return _Solution.apply(condition, solve, len(solution), *solution, *params)  # type: ignore[no-any-return]
+
+
+class _Solution(torch.autograd.Function):
+    """The identity on a solution, whose derivative is that of the equation it solves."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(condition: Condition, solve: Solve, count: int, *tensors: Tensor) -> Tensors:
+        return tuple(tensor.clone() for tensor in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.condition, ctx.solve, ctx.count = inputs[:3]
+        params = inputs[3 + ctx.count :]
+        ctx.save_for_backward(*output, *params)
+        ctx.save_for_forward(*output, *params)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        x, params = cut(ctx.saved_tensors, ctx.count)
+        chosen = [i for i, needed in enumerate(ctx.needs_input_grad[3 + ctx.count :]) if needed]
+        u = linear_solution(transposed_jacobian(ctx.condition), ctx.solve, cotangents, (*x, *params))
+        pull = pull_params(ctx.condition, x, params, chosen)
+        gradients: list[Tensor | None] = [None] * (3 + ctx.count + len(params))
+        for i, gradient in zip(chosen, pull(u), strict=True):
+            gradients[3 + ctx.count + i] = -gradient
+        return tuple(gradients)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensors:
+        x, params = cut(ctx.saved_tensors, ctx.count)
+        given = tangents[3 + ctx.count :]
+        chosen = [
+            i for i, (p, t) in enumerate(zip(params, given, strict=True))
+            if t is not None and p.is_floating_point()
+        ]
+        push = transpose(pull_params(ctx.condition, x, params, chosen), x)
+        moved = push(tuple(given[i] for i in chosen))
+        rhs = tuple(-m for m in moved)
+        return linear_solution(jacobian(ctx.condition), ctx.solve, rhs, (*x, *params))
+
+
+def linear_solution(
+    matrix_at: Callable[[Tensors, int], LinearMap], solve: Solve, rhs: Tensors, params: Tensors
+) -> Tensors:
+    """Solve ``A(params) u = rhs``, differentiably in `rhs` and `params`."""
+    count = len(rhs)
+
+    def equation(u: Tensors, rest: Tensors) -> Tensors:
+        right, at = cut(rest, count)
+        return tuple(l - r for l, r in zip(matrix_at(at, count)(u), right, strict=True))
+
+    matrix = matrix_at(detached(params), count)
+    u = solve(matrix, detached(rhs))
+    return attach(equation, solve, detached(u), (*rhs, *params))
+
+
+def transposed_jacobian(condition: Condition) -> Callable[[Tensors, int], LinearMap]:
+    """Return ``(x, params) -> (u -> A^T u)``, with `A` the derivative in the unknowns."""
+
+    def at(values: Tensors, count: int) -> LinearMap:
+        x, params = cut(values, count)
+        _, pull = torch.func.vjp(lambda *x: condition(x, params), *x)
+        return lambda u: pull(tuple(u))
+
+    return at
+
+
+def jacobian(condition: Condition) -> Callable[[Tensors, int], LinearMap]:
+    """Return ``(x, params) -> (u -> A u)``, with `A` the derivative in the unknowns."""
+
+    def at(values: Tensors, count: int) -> LinearMap:
+        return transpose(transposed_jacobian(condition)(values, count), values[:count])
+
+    return at
+
+
+def pull_params(
+    condition: Condition, x: Tensors, params: Tensors, chosen: Sequence[int]
+) -> LinearMap:
+    """Return ``u -> B^T u``, with `B` the derivative in the chosen parameters."""
+
+    def residual(*values: Tensor) -> Tensors:
+        replaced = list(params)
+        for i, value in zip(chosen, values, strict=True):
+            replaced[i] = value
+        return condition(x, tuple(replaced))
+
+    _, pull = torch.func.vjp(residual, *(params[i] for i in chosen))
+    return lambda u: pull(tuple(u))
+
+
+def transpose(linear: LinearMap, like: Tensors) -> LinearMap:
+    """Return the transpose of a linear map of tuples shaped like `like`."""
+    zeros = tuple(torch.zeros_like(leaf) for leaf in like)
+    _, pull = torch.func.vjp(lambda *u: linear(u), *zeros)
+    return lambda v: pull(tuple(v))
+
+
+def cut(tensors: Sequence[Tensor], count: int) -> tuple[Tensors, Tensors]:
+    """Split off the first `count`."""
+    return tuple(tensors[:count]), tuple(tensors[count:])
+
+
+def detached(tensors: Tensors) -> Tensors:
+    """Return the values alone, at every level of differentiation."""
+    return tuple(tensor.detach() for tensor in tensors)
