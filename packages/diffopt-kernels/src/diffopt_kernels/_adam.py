@@ -1,0 +1,178 @@
+"""The Adam step: https://arxiv.org/abs/1412.6980."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffopt_kernels import _composed, _fused
+from diffopt_kernels._check import HYPER, check_adam, check_tensors
+from diffopt_kernels._explain import has_obstacle
+
+
+def adam_step(
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: int | Sequence[int],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float | Tensor,
+    eps_root: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    params: Sequence[Tensor] | None = None,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Compute one Adam or AdamW step of a list of tensors, differentiable to any order.
+
+    For a gradient ``g``, its moments ``m`` and ``v``, a parameter ``p`` and the step number
+    ``t``, this computes what ``torch.optim.Adam`` and ``torch.optim.AdamW`` do::
+
+        g <- -g                            if maximize
+        g <- g + weight_decay * p          unless decoupled
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g^2
+        update = -lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t) + eps_root) + eps)
+        update <- update - lr * weight_decay * p   if decoupled
+
+    Where the radicand is exactly 0, the derivative of the square root is taken as 0. So a
+    coordinate without gradient gets the derivative -lr / eps that the first step has there, and
+    not NaN, with ``eps_root=0``.
+
+    Args:
+        grads: Gradients, each of any shape, layout and floating-point dtype.
+        exp_avgs: First moments ``m``, each like its gradient in shape, dtype and device.
+        exp_avg_sqs: Second moments ``v``, likewise.
+        steps: Number of the step that this call takes, counted from 1; for all tensors, or one
+            for each.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
+            its exact derivative if it requires grad; a tensor's range is not checked.
+        betas: Shares of the moments that are kept, each in [0, 1).
+        eps: Added to the root, at least 0.
+        eps_root: Added below the root, at least 0.
+        weight_decay: Factor of the L2 penalty or, if `decoupled`, of AdamW's decay; at least 0.
+        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        decoupled: Decay the parameters directly, as AdamW does.
+        maximize: Go up along the gradients.
+
+    Returns:
+        Updates, to be *added* to the parameters, new first and new second moments: lists of new
+        tensors. The arguments stay as they are. bfloat16 and float16 are computed in float32.
+
+    Raises:
+        ValueError: If lists differ in length, tensors of one index in shape, dtype or device, or a
+            number is out of its range.
+        TypeError: If an argument is not a list of tensors, or a step not an integer.
+
+    Example:
+        >>> import torch
+        >>> lr = torch.tensor(0.1, requires_grad=True)
+        >>> g, zero = torch.tensor([0.5, -2.0, 0.0]), torch.zeros(3)
+        >>> updates, _, _ = adam_step([g], [zero], [zero], 1, lr=lr, betas=(0.9, 0.999), eps=1e-8)
+        >>> updates[0].detach()
+        tensor([-0.1000,  0.1000, -0.0000])
+        >>> torch.autograd.grad(updates[0][0], lr)
+        (tensor(-1.),)
+
+    Source:
+        Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1;
+        Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
+    """
+    call, inputs = check_adam(
+        grads, exp_avgs, exp_avg_sqs, steps, lr, betas, eps, eps_root, weight_decay, params,
+        decoupled, maximize,
+    )  # fmt: skip
+    count = len(grads)
+    if count == 0:
+        return [], [], []
+    if torch.compiler.is_compiling() or has_obstacle(inputs[6:], inputs[:6]):
+        outputs = _composed.adam(call, inputs)
+    else:
+        outputs = _fused.adam(call, inputs)
+    return outputs[:count], outputs[count : 2 * count], outputs[2 * count :]
+
+
+def adam_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: int | Sequence[int],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float | Tensor,
+    eps_root: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Take one Adam or AdamW step in place, for training without meta-gradients.
+
+    Writes the new parameters and moments over `params`, `exp_avgs` and `exp_avg_sqs`; see
+    `adam_step` for the formula and the arguments. Where that raises, nothing was written.
+
+    Raises:
+        ValueError: Besides what `adam_step` refuses: if a tensor is part of a graph, which the
+            step would cut (parameters that are leaves may require grad); if what is to be written
+            shares memory with itself or stands in the lists twice.
+        TypeError: If an argument is not a list of tensors, or a step not an integer.
+
+    Example:
+        >>> import torch
+        >>> p, m, v = torch.ones(2), torch.zeros(2), torch.zeros(2)
+        >>> g = torch.tensor([3.0, -4.0])
+        >>> adam_step_([p], [g], [m], [v], 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+        >>> p
+        tensor([0.9000, 1.1000])
+    """
+    columns = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
+    check_tensors(columns)
+    call, inputs = check_adam(
+        grads, exp_avgs, exp_avg_sqs, steps, lr, betas, eps, eps_root, weight_decay, params,
+        decoupled, maximize,
+    )  # fmt: skip
+    _refuse_graph(columns, inputs[:6])
+    _refuse_overlap(columns)
+    if not params:
+        return
+    params = list(params)
+    tensors = [t for column in columns.values() for t in column]
+    composed = torch.compiler.is_compiling() or has_obstacle(tensors, inputs[:6])
+    if composed or not _fused.adam_(call, inputs, params):
+        _composed.adam_(call, inputs, params)
+
+
+def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: Sequence[float | Tensor]) -> None:
+    for name, column in columns.items():
+        for i, t in enumerate(column):
+            if t.grad_fn is not None or (t.requires_grad and name != "params"):
+                raise ValueError(
+                    f"`{name}[{i}]` is part of a graph, which a step in place would cut. "
+                    "Use `adam_step`, or detach it."
+                )
+    for name, number in zip(HYPER, numbers, strict=True):
+        if isinstance(number, Tensor) and number.requires_grad:
+            raise ValueError(
+                f"`{name}` requires grad, which a step in place cannot give. "
+                "Use `adam_step`, or detach it."
+            )
+
+
+def _refuse_overlap(columns: dict[str, Sequence[Tensor]]) -> None:
+    seen: dict[int, str] = {}
+    for name, column in columns.items():
+        for i, t in enumerate(column):
+            here = f"{name}[{i}]"
+            if seen.setdefault(id(t), here) != here and {name, seen[id(t)][:5]} != {"grads"}:
+                raise ValueError(f"`{here}` is also `{seen[id(t)]}`: it cannot be written twice.")
+            expanded = any(
+                size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)
+            )
+            if expanded and t.numel() > 0 and name != "grads":
+                raise ValueError(
+                    f"`{here}` is expanded: its elements share memory, "
+                    "and cannot be written one by one. Clone it."
+                )

@@ -1,0 +1,33 @@
+"""The native loops. Addresses are of dense arrays in one common order, 0 for none."""
+
+from collections.abc import Sequence
+
+version: str
+compiler: str
+simd: str
+openmp: bool
+
+def adam_forward(
+    dtype: int,
+    decay: int,
+    maximize: bool,
+    in_place: bool,
+    hyper: Sequence[float],
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    addresses: Sequence[int],
+    threads: int,
+    /,
+) -> None: ...
+def adam_vjp(
+    dtype: int,
+    decay: int,
+    maximize: bool,
+    want_hyper: bool,
+    hyper: Sequence[float],
+    sizes: Sequence[int],
+    steps: Sequence[int],
+    addresses: Sequence[int],
+    threads: int,
+    /,
+) -> list[float]: ...

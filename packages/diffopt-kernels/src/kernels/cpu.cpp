@@ -1,0 +1,135 @@
+#include "cpu.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define DIFFOPT_FORKS
+#endif
+
+namespace diffopt {
+
+extern const Simd baseline;
+#ifdef DIFFOPT_X86
+extern const Simd avx2, avx512;
+#endif
+
+namespace {
+
+const Simd *simd = &baseline;
+
+/// OpenMP's threads do not live on in a forked child, and a parallel region would wait for them.
+bool forked = false;
+
+/// The instruction sets that this machine can run, best first.
+std::vector<const Simd *> available_simd() {
+    std::vector<const Simd *> found;
+#if defined(DIFFOPT_X86) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        found.push_back(&avx512);
+    if (__builtin_cpu_supports("avx2")) found.push_back(&avx2);
+#endif
+    found.push_back(&baseline);
+    return found;
+}
+
+/// Elements [begin, end) of one tensor.
+struct Chunk {
+    const AdamTensor *tensor;
+    std::int64_t begin, end;
+};
+
+constexpr std::int64_t chunk_size = 1 << 14;
+constexpr std::int64_t parallel_size = 1 << 15;  // below, waking the threads costs more
+
+/// Cut by size alone, so that sums over chunks come out alike for any number of threads.
+std::vector<Chunk> cut(const std::vector<AdamTensor> &tensors) {
+    std::vector<Chunk> chunks;
+    for (const auto &tensor : tensors)
+        for (std::int64_t begin = 0; begin < tensor.size; begin += chunk_size)
+            chunks.push_back({&tensor, begin, std::min(begin + chunk_size, tensor.size)});
+    return chunks;
+}
+
+template <typename Work>
+void for_each(const std::vector<Chunk> &chunks, int threads, Work work) {
+    const auto count = static_cast<std::int64_t>(chunks.size());
+#ifdef _OPENMP
+    std::int64_t size = 0;
+    for (const auto &chunk : chunks) size += chunk.end - chunk.begin;
+    if (threads > 1 && size >= parallel_size && !forked) {
+        // Always the whole team, as torch does: a team that shrinks ends threads, and growing it
+        // again starts new ones. Dynamic, because chunks of small tensors are small.
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+        for (std::int64_t i = 0; i < count; ++i) work(i);
+        return;
+    }
+#else
+    (void)threads;
+#endif
+    for (std::int64_t i = 0; i < count; ++i) work(i);
+}
+
+}  // namespace
+
+void adam_forward(const AdamCall &call, const std::vector<AdamTensor> &tensors, int threads) {
+    const auto forward = simd->adam_forward(call);
+    const auto chunks = cut(tensors);
+    for_each(chunks, threads, [&](std::int64_t i) {
+        forward(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end);
+    });
+}
+
+HyperSums adam_vjp(const AdamCall &call, const std::vector<AdamTensor> &tensors, int threads) {
+    const auto vjp = simd->adam_vjp(call);
+    const auto chunks = cut(tensors);
+    std::vector<HyperSums> sums(chunks.size());
+    for_each(chunks, threads, [&](std::int64_t i) {
+        vjp(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end, sums[i]);
+    });
+    HyperSums total{};
+    for (const auto &share : sums)
+        for (std::size_t k = 0; k < total.size(); ++k) total[k] += share[k];
+    return total;
+}
+
+const char *simd_name() { return simd->name; }
+
+void choose_simd() {
+#ifdef DIFFOPT_FORKS
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+    (void)registered;
+#endif
+    const auto available = available_simd();
+    simd = available.front();
+    const char *wanted = std::getenv("DIFFOPT_SIMD");
+    if (!wanted || !*wanted) return;
+    std::string names;
+    for (const auto *candidate : available) {
+        if (candidate->name == std::string(wanted)) {
+            simd = candidate;
+            return;
+        }
+        names += std::string(names.empty() ? "" : ", ") + candidate->name;
+    }
+    throw std::runtime_error("DIFFOPT_SIMD must be one of " + names + " on this machine, got " +
+                             wanted + ".");
+}
+
+bool has_openmp() {
+#ifdef _OPENMP
+    return true;
+#else
+    return false;
+#endif
+}
+
+}  // namespace diffopt
