@@ -171,9 +171,7 @@ def prefix_errors(
         >>> errors[0]("in_axes")
         ValueError("in_axes at ['a']: expected a list of 2, got a list of 3")
     """
-    treespec = tree_structure(
-        prefix_tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
-    )
+    treespec = tree_structure(prefix_tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     return [functools.partial(_blame, text) for text in mismatches(treespec, full_tree)]
 
 

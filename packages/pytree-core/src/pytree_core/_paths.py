@@ -32,9 +32,7 @@ def tree_paths(
         >>> pt.tree_paths({"b": [1, 2], "a": 3})
         [('a',), ('b', 0), ('b', 1)]
     """
-    return tree_structure(
-        tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
-    ).paths()
+    return tree_structure(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace).paths()
 
 
 def tree_flatten_with_path(
@@ -61,9 +59,7 @@ def tree_flatten_with_path(
         >>> pt.tree_flatten_with_path({"a": (1, None)})
         ([('a', 0)], [1], TreeSpec({'a': (*, None)}))
     """
-    leaves, treespec = tree_flatten(
-        tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
-    )
+    leaves, treespec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     return treespec.paths(), leaves, treespec
 
 
@@ -97,8 +93,6 @@ def tree_map_with_path(
         >>> pt.tree_map_with_path(lambda path, x: (path, x), [5, {"k": 6}])
         [((0,), 5), {'k': ((1, 'k'), 6)}]
     """
-    leaves, treespec = tree_flatten(
-        tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
-    )
+    leaves, treespec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     columns = (treespec.flatten_up_to(rest) for rest in rests)
     return treespec.unflatten(map(func, treespec.paths(), leaves, *columns))

@@ -104,7 +104,8 @@ def sorted_keys(keys: Iterable[Any]) -> tuple[Any, ...]:
         pass
     try:
         return tuple(
-            key for _, key in sorted((f"{type(k).__module__}.{type(k).__qualname__}", k) for k in keys)
+            key
+            for _, key in sorted((f"{type(k).__module__}.{type(k).__qualname__}", k) for k in keys)
         )
     except TypeError:
         return keys
@@ -191,7 +192,7 @@ class TreeSpec:
             return
         try:
             children = self._children_of(tree)
-        except _Mismatch as mismatch:
+        except MismatchError as mismatch:
             errors.append(f"at {path or 'the root'}: {mismatch}")
             return
         for entry, child, subtree in zip(self.entries, self.nested, children, strict=True):
@@ -204,25 +205,25 @@ class TreeSpec:
             missing = [key for key in self.entries if key not in items]
             unexpected = [key for key in items if key not in self.insertion]
             if missing or unexpected:
-                raise _Mismatch(
+                raise MismatchError(
                     f"expected the keys {list(self.entries)!r}, "
                     f"got a {type(tree).__qualname__} with {missing!r} missing "
                     f"and {unexpected!r} unexpected"
                 )
             return [items[key] for key in self.entries]
         if type(tree) is not self.type:
-            raise _Mismatch(f"expected {expected}, got {describe(tree)}")
+            raise MismatchError(f"expected {expected}, got {describe(tree)}")
         if self.kind is Kind.NONE:
             return ()
         if self.registration is None:
             if len(tree) != self.num_children:
-                raise _Mismatch(f"expected {expected}, got {describe(tree)}")
+                raise MismatchError(f"expected {expected}, got {describe(tree)}")
             return tree
         children, metadata, _ = parts(self.registration, tree)
         if len(children) != self.num_children:
-            raise _Mismatch(f"expected {expected}, got {count(self.type, len(children))}")
+            raise MismatchError(f"expected {expected}, got {count(self.type, len(children))}")
         if metadata != self.metadata:
-            raise _Mismatch(f"expected the metadata {self.metadata!r}, got {metadata!r}")
+            raise MismatchError(f"expected the metadata {self.metadata!r}, got {metadata!r}")
         return children
 
     def compose(self, inner: TreeSpec) -> TreeSpec:
@@ -243,7 +244,8 @@ class TreeSpec:
             )
         same = self.kind is Kind.DEQUE or self.metadata == other.metadata
         return (
-            (self.kind, self.type, self.registration) == (other.kind, other.type, other.registration)
+            (self.kind, self.type, self.registration)
+            == (other.kind, other.type, other.registration)
             and same
             and all(a.is_prefix(b) for a, b in zip(self.nested, other.nested, strict=True))
         )
@@ -294,7 +296,7 @@ def mismatches(treespec: TreeSpec, tree: Any) -> list[str]:
     return errors
 
 
-class _Mismatch(Exception):
+class MismatchError(Exception):
     """What was expected and what was found."""
 
 

@@ -1,0 +1,1 @@
+"""Helpers for array libraries; each module needs its library and is imported by name."""
