@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._functorch import any_true
 from diffopt_implicit._linear_info import (
     LinearSolveInfo,
     OnFailure,
@@ -17,16 +17,15 @@ from diffopt_implicit._linear_info import (
 )
 from diffopt_implicit._linear_system import (
     MatVec,
+    Stopping,
     Tree,
     VectorMap,
     check_nonnegative,
-    default_maxiter,
-    default_tol,
-    info_of,
     norm,
     size_of,
     verdict,
 )
+from diffopt_implicit._torch import any_true
 
 
 @overload
@@ -121,9 +120,8 @@ def solve_cg(
     """
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    check_nonnegative("atol", atol)
     space = Coordinates.of(b, "b")
-    tol, maxiter = default_tol(space, tol), default_maxiter(space.size, maxiter)
+    stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
 
     def operator(v: Tensor) -> Tensor:
         return space.vector(matvec(space.tree(v)), "The result of `matvec`") + ridge * v
@@ -142,10 +140,7 @@ def solve_cg(
         rhs / scale,
         None if start is None else start / scale,
         precondition,
-        tol,
-        atol / scale,
-        maxiter,
-        space.eps,
+        replace(stopping, atol=atol / scale),
     )
     ended = ended._replace(residual=ended.residual * scale, tolerance=ended.tolerance * scale)
     report("solve_cg", ended, on_failure)
@@ -158,16 +153,11 @@ def iterate(
     b: Tensor,
     start: Tensor | None,
     precondition: VectorMap,
-    tol: float,
-    atol: Tensor,
-    maxiter: int,
-    eps: float,
+    stopping: Stopping,
 ) -> tuple[Tensor, LinearSolveInfo]:
     """Run conjugate gradients on vectors, again from its end as long as that helps."""
     size = norm(b)
-    goal = torch.maximum(tol * size, atol)
-    # Below rounding the recurrence may go on shrinking, but says nothing about `x` any more.
-    inner_goal = torch.maximum(goal, 0.1 * eps * size)
+    goal, inner_goal = stopping.goal(size), stopping.inner_goal(size)
     if start is None:
         x, r = torch.zeros_like(b), b
     else:
@@ -179,10 +169,10 @@ def iterate(
     matrix_size = torch.zeros_like(residual)
     iterations, taken = torch.zeros_like(live, dtype=torch.int64), 0
 
-    while taken < maxiter and any_true(live):
+    while taken < stopping.maxiter and any_true(live):
         z = precondition(r)
         p, rz = z, torch.dot(r, z)
-        while taken < maxiter and any_true(live):
+        while taken < stopping.maxiter and any_true(live):
             ap = operator(p)
             curvature = torch.dot(p, ap)
             indefinite = indefinite | (live & ((curvature <= 0) | (rz <= 0)))
@@ -204,6 +194,5 @@ def iterate(
         live = ~(residual <= goal) & ~indefinite & ~broken & (residual < 0.5 * before)
 
     residual = torch.where(broken, torch.nan, residual)
-    rounding = eps * (matrix_size * norm(x) + size)
-    status = verdict(residual, goal, rounding, size, eps, indefinite, iterations, maxiter)
-    return x, info_of(status, residual, goal, iterations)
+    rounding = matrix_size * norm(x) + size
+    return x, verdict(residual, size, rounding, indefinite, iterations, stopping)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffopt_implicit._functorch import is_tracked
+from diffopt_implicit._torch import is_tracked
 
 MAX_DEPTH = 6  # of functions within functions and containers within containers
 
@@ -65,11 +65,8 @@ def parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def function_parts(func: types.FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield what a function closes over, its defaults, and the globals that it names."""
-    for key, cell in zip(func.__code__.co_freevars, func.__closure__ or (), strict=True):
-        try:
-            yield key, cell.cell_contents
-        except ValueError:  # a variable that is not assigned yet
-            continue
+    cells = zip(func.__code__.co_freevars, func.__closure__ or (), strict=True)
+    yield from ((key, cell.cell_contents) for key, cell in cells if is_assigned(cell))
     yield from ((f"default {i}", default) for i, default in enumerate(func.__defaults__ or ()))
     yield from (func.__kwdefaults__ or {}).items()
     for key in code_names(func.__code__):
@@ -83,3 +80,12 @@ def code_names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from code_names(constant)
+
+
+def is_assigned(cell: types.CellType) -> bool:
+    """Tell whether the variable that a cell stands for has a value yet."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

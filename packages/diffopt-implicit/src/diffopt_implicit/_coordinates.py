@@ -52,7 +52,10 @@ class Coordinates:
                 )
             working = torch.promote_types(working, leaf.dtype)
         return cls(
-            spec, tuple(leaf.shape for leaf in leaves), tuple(leaf.dtype for leaf in leaves), working
+            spec,
+            tuple(leaf.shape for leaf in leaves),
+            tuple(leaf.dtype for leaf in leaves),
+            working,
         )
 
     @property

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Tensors = tuple[Tensor, ...]
+from diffopt_implicit._torch import Tensors, outside_graphs, vjp
+
 Condition = Callable[[Tensors, Tensors], Tensors]
 LinearMap = Callable[[Tensors], Tensors]
 Solve = Callable[[LinearMap, Tensors], Tensors]
@@ -50,10 +51,13 @@ class _Solution(torch.autograd.Function):
         ctx.save_for_forward(*output, *params)
 
     @staticmethod
+    @outside_graphs
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         x, params = cut(ctx.saved_tensors, ctx.count)
         chosen = [i for i, needed in enumerate(ctx.needs_input_grad[3 + ctx.count :]) if needed]
-        u = linear_solution(transposed_jacobian(ctx.condition), ctx.solve, cotangents, (*x, *params))
+        u = linear_solution(
+            transposed_jacobian(ctx.condition), ctx.solve, cotangents, (*x, *params)
+        )
         pull = pull_params(ctx.condition, x, params, chosen)
         gradients: list[Tensor | None] = [None] * (3 + ctx.count + len(params))
         for i, gradient in zip(chosen, pull(u), strict=True):
@@ -61,11 +65,13 @@ class _Solution(torch.autograd.Function):
         return tuple(gradients)
 
     @staticmethod
+    @outside_graphs
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
         x, params = cut(ctx.saved_tensors, ctx.count)
         given = tangents[3 + ctx.count :]
         chosen = [
-            i for i, (p, t) in enumerate(zip(params, given, strict=True))
+            i
+            for i, (p, t) in enumerate(zip(params, given, strict=True))
             if t is not None and p.is_floating_point()
         ]
         push = transpose(pull_params(ctx.condition, x, params, chosen), x)
@@ -82,7 +88,7 @@ def linear_solution(
 
     def equation(u: Tensors, rest: Tensors) -> Tensors:
         right, at = cut(rest, count)
-        return tuple(l - r for l, r in zip(matrix_at(at, count)(u), right, strict=True))
+        return tuple(a - b for a, b in zip(matrix_at(at, count)(u), right, strict=True))
 
     matrix = matrix_at(detached(params), count)
     u = solve(matrix, detached(rhs))
@@ -94,7 +100,7 @@ def transposed_jacobian(condition: Condition) -> Callable[[Tensors, int], Linear
 
     def at(values: Tensors, count: int) -> LinearMap:
         x, params = cut(values, count)
-        _, pull = torch.func.vjp(lambda *x: condition(x, params), *x)
+        _, pull = vjp(lambda *x: condition(x, params), *x)
         return lambda u: pull(tuple(u))
 
     return at
@@ -120,14 +126,14 @@ def pull_params(
             replaced[i] = value
         return condition(x, tuple(replaced))
 
-    _, pull = torch.func.vjp(residual, *(params[i] for i in chosen))
+    _, pull = vjp(residual, *(params[i] for i in chosen))
     return lambda u: pull(tuple(u))
 
 
 def transpose(linear: LinearMap, like: Tensors) -> LinearMap:
     """Return the transpose of a linear map of tuples shaped like `like`."""
     zeros = tuple(torch.zeros_like(leaf) for leaf in like)
-    _, pull = torch.func.vjp(lambda *u: linear(u), *zeros)
+    _, pull = vjp(lambda *u: linear(u), *zeros)
     return lambda v: pull(tuple(v))
 
 

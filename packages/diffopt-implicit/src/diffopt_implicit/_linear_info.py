@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffopt_implicit._functorch import any_true, levels
+from diffopt_implicit._torch import any_true, levels
 
 OnFailure = Literal["raise", "warn", "ignore"]
 

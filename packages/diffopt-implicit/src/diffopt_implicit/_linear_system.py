@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._linear_info import LinearSolveInfo, LinearSolveStatus
+from diffopt_implicit._linear_info import LinearSolveInfo
+from diffopt_implicit._linear_info import LinearSolveStatus as Status
 
 Tree = Any
 MatVec = Callable[[Tree], Tree]
@@ -20,23 +21,43 @@ VectorMap = Callable[[Tensor], Tensor]
 ROUNDING_SLACK = 8.0
 
 
-def default_tol(space: Coordinates, tol: float | None) -> float:
-    """Return `tol`, or what the dtype can reach: eps^0.8, 3.0e-13 in float64, 2.9e-6 in float32."""
-    if tol is None:
-        return space.eps**0.8
-    if not tol >= 0:
-        raise ValueError(f"`tol` must be at least 0, got {tol}.")
-    return tol
+@dataclass(frozen=True)
+class Stopping:
+    """When to stop: at ``max(tol * target, atol)``, for a `target` that the solver knows.
 
+    Attributes:
+        tol: Relative tolerance.
+        atol: Absolute tolerance, in the units of the residual.
+        maxiter: The largest number of iterations.
+        eps: The relative rounding error, below which nothing can be asked for.
+    """
 
-def default_maxiter(size: int, maxiter: int | None) -> int:
-    """Return `maxiter`, or ten times the number of unknowns, in [20, 10000]."""
-    if maxiter is None:
+    tol: float
+    atol: float | Tensor
+    maxiter: int
+    eps: float
+
+    @classmethod
+    def of(
+        cls, tol: float | None, atol: float, maxiter: int | None, eps: float, size: int
+    ) -> Stopping:
+        """Check the user's wishes, and fill in defaults for `size` unknowns."""
+        # 3.0e-13 in float64, 2.9e-6 in float32: what rounding leaves in reach.
+        relative = eps**0.8 if tol is None else tol
         # Exact arithmetic needs `size`; rounding delays that, in small systems most.
-        return max(20, min(10 * size, 10_000))
-    if maxiter < 0:
-        raise ValueError(f"`maxiter` must be at least 0, got {maxiter}.")
-    return maxiter
+        most = max(20, min(10 * size, 10_000)) if maxiter is None else maxiter
+        check_nonnegative("tol", relative)
+        check_nonnegative("atol", atol)
+        check_nonnegative("maxiter", most)
+        return cls(relative, atol, most, eps)
+
+    def goal(self, target: Tensor) -> Tensor:
+        """Return the residual to reach."""
+        return (self.tol * target).clamp(min=self.atol)
+
+    def inner_goal(self, target: Tensor) -> Tensor:
+        """Return the least residual that a recurrence can follow."""
+        return torch.maximum(self.goal(target), 0.1 * self.eps * target)
 
 
 def check_nonnegative(name: str, value: float | Tensor) -> None:
@@ -60,41 +81,32 @@ def size_of(vector: Tensor) -> Tensor:
 
 def verdict(
     residual: Tensor,
-    tolerance: Tensor,
-    rounding: Tensor,
     target: Tensor,
-    eps: float,
+    rounding: Tensor,
     interrupted: Tensor,
     iterations: Tensor,
-    maxiter: int,
-) -> Tensor:
-    """Return the status of a finished solve, as a `LinearSolveStatus` in an int64 scalar.
+    stopping: Stopping,
+) -> LinearSolveInfo:
+    """Judge a finished solve.
 
     Args:
         residual: The norm of the true residual.
-        tolerance: What it should have reached.
-        rounding: The rounding error of the terms that the residual is the difference of.
         target: The norm of the right-hand side.
-        eps: The relative rounding error.
+        rounding: The norms of the terms that the residual is the difference of, summed.
         interrupted: Whether the iterations met a direction without positive curvature.
         iterations: How many were taken.
-        maxiter: How many were allowed.
+        stopping: What was asked for.
     """
     # The normwise backward error, Rigal & Gaches, J. ACM 14, 1967: a residual this small is
-    # that of the exact solution of a system that differs from ours by rounding alone.
-    # Where the matrix is so ill-conditioned that this allows a large residual, it is no excuse.
-    allowed = torch.minimum(ROUNDING_SLACK * rounding, eps**0.5 * target)
-    small = (residual <= tolerance) | (residual <= allowed)
-    status = torch.where(
-        iterations < maxiter, int(LinearSolveStatus.STAGNATED), int(LinearSolveStatus.MAXITER)
-    )
-    status = torch.where(interrupted, int(LinearSolveStatus.INDEFINITE), status)
-    status = torch.where(residual.isfinite(), status, int(LinearSolveStatus.NONFINITE))
-    return torch.where(small, int(LinearSolveStatus.CONVERGED), status)
+    # that of the exact solution of a system that differs from ours by rounding alone. Where
+    # the matrix is so ill-conditioned that this allows a large residual, it is no excuse.
+    eps, goal = stopping.eps, stopping.goal(target)
+    allowed = torch.minimum(ROUNDING_SLACK * eps * rounding, eps**0.5 * target)
+    small = (residual <= goal) | (residual <= allowed)
 
-
-def info_of(status: Tensor, residual: Tensor, tolerance: Tensor, iterations: Tensor) -> LinearSolveInfo:
-    """Gather how a solve ended, without a graph."""
-    return LinearSolveInfo(
-        status.detach(), residual.detach(), tolerance.detach(), iterations.detach()
-    )
+    exhausted = iterations >= stopping.maxiter
+    status = torch.where(exhausted, Status.MAXITER.value, Status.STAGNATED.value)
+    status = torch.where(interrupted, Status.INDEFINITE.value, status)
+    status = torch.where(residual.isfinite(), status, Status.NONFINITE.value)
+    status = torch.where(small, Status.CONVERGED.value, status)
+    return LinearSolveInfo(*(field.detach() for field in (status, residual, goal, iterations)))

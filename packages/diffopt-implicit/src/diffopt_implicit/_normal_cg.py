@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._functorch import any_true
 from diffopt_implicit._linear_info import (
     LinearSolveInfo,
     OnFailure,
@@ -17,16 +17,15 @@ from diffopt_implicit._linear_info import (
 )
 from diffopt_implicit._linear_system import (
     MatVec,
+    Stopping,
     Tree,
     VectorMap,
     check_nonnegative,
-    default_maxiter,
-    default_tol,
-    info_of,
     norm,
     size_of,
     verdict,
 )
+from diffopt_implicit._torch import any_true, vjp
 
 
 @overload
@@ -132,13 +131,11 @@ def solve_normal_cg(
     """
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    check_nonnegative("atol", atol)
     rows = Coordinates.of(b, "b")
     columns = rows if init is None else Coordinates.of(init, "init")
     regularized = isinstance(ridge, Tensor) or ridge != 0
     square = (rows.spec, rows.shapes) == (columns.spec, columns.shapes) and not regularized
-    tol = default_tol(rows, tol)
-    maxiter = default_maxiter(max(rows.size, columns.size), maxiter)
+    stopping = Stopping.of(tol, atol, maxiter, rows.eps, max(rows.size, columns.size))
 
     def operator(v: Tensor) -> Tensor:
         return rows.vector(matvec(columns.tree(v)), "The result of `matvec`").to(rows.working)
@@ -150,7 +147,7 @@ def solve_normal_cg(
 
     rhs = rows.vector(b, "b")
     origin = torch.zeros(columns.size, dtype=columns.working, device=rhs.device)
-    _, pull = torch.func.vjp(operator, origin)
+    _, pull = vjp(operator, origin)
     # Right-hand side and matrix are brought to size 1, so that squares of tiny or huge
     # numbers stay within range.
     scale = size_of(rhs)
@@ -165,10 +162,7 @@ def solve_normal_cg(
         ridge / gain / gain,
         precondition,
         square,
-        tol,
-        atol / unit,
-        maxiter,
-        rows.eps,
+        replace(stopping, atol=atol / unit),
     )
     ended = ended._replace(residual=ended.residual * unit, tolerance=ended.tolerance * unit)
     report("solve_normal_cg", ended, on_failure)
@@ -184,16 +178,12 @@ def iterate(
     ridge: Tensor,
     precondition: VectorMap,
     square: bool,
-    tol: float,
-    atol: Tensor,
-    maxiter: int,
-    eps: float,
+    stopping: Stopping,
 ) -> tuple[Tensor, LinearSolveInfo]:
     """Run CGLS on vectors, again from its end as long as that helps."""
     size = norm(b)
     target = size if square else norm(transpose(b))
-    goal = torch.maximum(tol * target, atol)
-    inner_goal = torch.maximum(goal, 0.1 * eps * target)
+    goal, inner_goal = stopping.goal(target), stopping.inner_goal(target)
 
     def residuals(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r = b - operator(x)
@@ -208,10 +198,10 @@ def iterate(
     matrix_size = torch.zeros_like(residual)
     iterations, taken = torch.zeros_like(live, dtype=torch.int64), 0
 
-    while taken < maxiter and any_true(live):
+    while taken < stopping.maxiter and any_true(live):
         z = precondition(s)
         p, sz = z, torch.dot(s, z)
-        while taken < maxiter and any_true(live):
+        while taken < stopping.maxiter and any_true(live):
             q = operator(p)
             curvature = torch.dot(q, q) + ridge * torch.dot(p, p)
             broken = broken | (live & ~curvature.isfinite())
@@ -233,8 +223,7 @@ def iterate(
         live = ~(residual <= goal) & ~broken & (residual < 0.5 * before)
 
     residual = torch.where(broken, torch.nan, residual)
-    rounding = eps * (matrix_size * norm(x) + size)
+    rounding = matrix_size * norm(x) + size
     if not square:
-        rounding = rounding * matrix_size + eps * norm(ridge * x)
-    status = verdict(residual, goal, rounding, target, eps, torch.zeros_like(live), iterations, maxiter)
-    return x, info_of(status, residual, goal, iterations)
+        rounding = rounding * matrix_size + norm(ridge * x)
+    return x, verdict(residual, target, rounding, torch.zeros_like(live), iterations, stopping)

@@ -11,10 +11,10 @@ from pytree_core import tree_flatten, tree_leaves, tree_structure, tree_unflatte
 from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._equation import Tensors
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root import LinearSolver, RootProblem, normalized
+from diffopt_implicit._torch import Tensors, vjp
 
 
 def root_vjp(
@@ -62,7 +62,7 @@ def root_vjp(
     selection = Selection.of(args, argnums)
     space = Coordinates.of(root, "the root")
     v = space.tree(space.vector(cotangent, "`cotangent`"))
-    _, pull = torch.func.vjp(root_as_function(optimality_fun, root, selection, solve), *selection.tensors())
+    _, pull = vjp(root_as_function(optimality_fun, root, selection, solve), *selection.tensors())
     return selection.like_args(pull(tuple(tree_leaves(v))))
 
 
@@ -109,11 +109,11 @@ def root_jvp(
         Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022, section 2.1.
     """
     selection = Selection.of(args, argnums)
-    _, pushed = torch.func.jvp(
+    pushed = torch.func.jvp(
         root_as_function(optimality_fun, root, selection, solve),
         selection.tensors(),
         selection.from_args(tangents),
-    )
+    )[1]
     return tree_unflatten(tree_structure(root), pushed)
 
 

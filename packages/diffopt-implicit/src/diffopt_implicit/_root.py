@@ -14,10 +14,10 @@ from torch import Tensor
 
 from diffopt_implicit._closure import tracked_names, tracked_tensors
 from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._equation import Condition, LinearMap, Solve, Tensors, attach, detached
-from diffopt_implicit._functorch import is_tracked
+from diffopt_implicit._equation import LinearMap, Solve, attach, detached
 from diffopt_implicit._linear_system import MatVec, Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
+from diffopt_implicit._torch import Tensors, is_tracked, outside_graphs, vjp
 
 LinearSolver = Callable[[MatVec, Tree], Tree]
 
@@ -98,14 +98,17 @@ def custom_root(
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
         names = positional_names(solver)
 
+        @outside_graphs
         @functools.wraps(solver)
         def solve_and_attach(*args: Any, **kwargs: Any) -> Any:
             init, args, kwargs = split_init(names, args, kwargs)
             args, kwargs = stop_unchosen(chosen, names, args, kwargs)
             with torch.enable_grad():
-                found = solver(without_graph(init, copy=True), *map(without_graph, args), **{
-                    key: without_graph(value) for key, value in kwargs.items()
-                })
+                found = solver(
+                    without_graph(init, copy=True),
+                    *map(without_graph, args),
+                    **{key: without_graph(value) for key, value in kwargs.items()},
+                )
             root, aux = unpack(found, has_aux)
             check_solver_closure(solver, root)
             problem = RootProblem.of(optimality_fun, root, args, kwargs)
@@ -142,7 +145,11 @@ class RootProblem:
 
     @classmethod
     def of(
-        cls, optimality_fun: Callable[..., Tree], root: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]
+        cls,
+        optimality_fun: Callable[..., Tree],
+        root: Tree,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> RootProblem:
         """Take root and arguments apart."""
         space = Coordinates.of(root, "the root")
@@ -179,7 +186,7 @@ class RootProblem:
         # `vjp` makes the root differentiable at a level of its own, which is gone from the
         # result: a condition may so take a gradient in the root by `torch.autograd.grad`.
         values = detached(self.tensors)
-        residual, _ = torch.func.vjp(lambda *x: self.condition(x, values), *self.root)
+        residual, _ = vjp(lambda *x: self.condition(x, values), *self.root)
         if any(is_tracked(value) for value in residual):
             raise ValueError(
                 closure_message("`optimality_fun`", tracked_names(self.optimality_fun))
@@ -271,7 +278,9 @@ def normalized(argnums: int | Sequence[int] | None) -> frozenset[int] | None:
         return None
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if not numbers:
-        raise ValueError("`argnums` is empty: nothing would be differentiated. Leave it out for all.")
+        raise ValueError(
+            "`argnums` is empty, so nothing would be differentiated; leave it out for all."
+        )
     for number in numbers:
         if number == 0:
             raise ValueError(

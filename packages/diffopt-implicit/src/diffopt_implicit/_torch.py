@@ -1,13 +1,21 @@
-"""What the transforms of `torch.func` hide: the levels inside a wrapped tensor."""
+"""What torch keeps to itself: levels of transforms inside a tensor, and compilation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
+from torch._C import _functorch  # type: ignore[attr-defined]
+from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
+
+Tensors = tuple[Tensor, ...]
+
+# Solvers branch on values, so `torch.compile` breaks its graph around what this decorates. It is
+# `torch.compiler.disable`, but for importing Dynamo, a second or more, when first called.
+outside_graphs = _disable_dynamo
 
 
 def levels(tensor: Tensor) -> Iterator[Tensor]:
@@ -44,3 +52,9 @@ def has_tangent(tensor: Tensor) -> bool:
         return forward_ad.unpack_dual(tensor).tangent is not None
     except RuntimeError:
         return False
+
+
+def vjp(func: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Tensors]]:
+    """Return ``func(*primals)`` and its vector-Jacobian product: `torch.func.vjp`, typed."""
+    result, pull = torch.func.vjp(func, *primals)[:2]
+    return result, pull
