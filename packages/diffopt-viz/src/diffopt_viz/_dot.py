@@ -8,7 +8,7 @@ import graphviz
 
 from diffopt_viz._capture import build_graph
 from diffopt_viz._graph import Graph
-from diffopt_viz._palette import FILL
+from diffopt_viz._palette import EDGE, FILL
 
 
 def make_dot(
@@ -57,7 +57,7 @@ def to_dot(graph: Graph) -> graphviz.Digraph:
     """The graph for Graphviz, values flowing downwards."""
     dot = graphviz.Digraph(
         node_attr={"shape": "box", "style": "rounded,filled", "fontname": "sans-serif"},
-        edge_attr={"color": "#64748b", "arrowsize": "0.6"},
+        edge_attr={"color": EDGE, "arrowsize": "0.6"},
     )
     for node in graph.nodes:
         dot.node(str(node.id), graphviz.escape(node.text), fillcolor=FILL[node.kind])

@@ -32,12 +32,11 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         ]
     if isinstance(value, Mapping):
         return [(str(key), part) for key, part in value.items()]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return list(zip(value._fields, value, strict=True))
+    fields = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and fields:
+        return list(zip(fields, value, strict=True))
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        return [
-            part if _is_named(part) else (str(index), part) for index, part in enumerate(value)
-        ]
+        return [part if _is_named(part) else (str(index), part) for index, part in enumerate(value)]
     return []
 
 

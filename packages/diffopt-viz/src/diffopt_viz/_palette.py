@@ -9,3 +9,4 @@ FILL = {
     Kind.OUTPUT: "#bbf7d0",
     Kind.SAVED: "#fed7aa",
 }
+EDGE = "#64748b"
