@@ -162,16 +162,15 @@ def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: Sequence[float 
 
 
 def _refuse_overlap(columns: dict[str, Sequence[Tensor]]) -> None:
-    seen: dict[int, str] = {}
-    for name, column in columns.items():
-        for i, t in enumerate(column):
+    places: dict[int, str] = {}
+    for name in ("params", "exp_avgs", "exp_avg_sqs"):
+        for i, t in enumerate(columns[name]):
             here = f"{name}[{i}]"
-            if seen.setdefault(id(t), here) != here and {name, seen[id(t)][:5]} != {"grads"}:
-                raise ValueError(f"`{here}` is also `{seen[id(t)]}`: it cannot be written twice.")
-            expanded = any(
-                size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)
-            )
-            if expanded and t.numel() > 0 and name != "grads":
+            if id(t) in places:
+                raise ValueError(f"`{here}` is `{places[id(t)]}`: it cannot be written twice.")
+            places[id(t)] = here
+            steps = zip(t.shape, t.stride(), strict=True)
+            if t.numel() > 0 and any(size > 1 and stride == 0 for size, stride in steps):
                 raise ValueError(
                     f"`{here}` is expanded: its elements share memory, "
                     "and cannot be written one by one. Clone it."

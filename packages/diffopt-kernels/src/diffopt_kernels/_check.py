@@ -47,7 +47,8 @@ def check_adam(
             HYPER, (lr, betas[0], betas[1], eps, eps_root, weight_decay), strict=True
         )
     )
-    has_params = isinstance(weight_decay, Tensor) or hyper[-1] != 0
+    decay = hyper[-1]
+    has_params = isinstance(decay, Tensor) or decay != 0
     if has_params and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
 
@@ -139,6 +140,10 @@ def _check_number(name: str, value: Any, below: float | None) -> float | Tensor:
                 f"got shape {tuple(value.shape)}, {value.dtype}."
             )
         return value
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"`{name}` must be a number or a 0-d floating-point tensor, got {type(value).__name__}."
+        )
     number = float(value)
     # Claims are negated so that a NaN is refused.
     if below is not None:
@@ -159,18 +164,19 @@ def _check_device(name: str, value: Tensor, grads: Sequence[Tensor]) -> None:
 
 
 def _check_steps(steps: Any, count: int) -> tuple[int, ...]:
-    if isinstance(steps, (list, tuple)):
-        if len(steps) != count:
-            raise ValueError(
-                f"`steps` must be as long as `grads`: got {len(steps)}, expected {count}."
-            )
-        checked = tuple(operator.index(step) for step in steps)
-    else:
-        checked = (operator.index(steps),) * count
-        if count == 0 and operator.index(steps) < 1:
-            raise ValueError(f"`steps` must count from 1, got {steps}.")
+    listed = isinstance(steps, (list, tuple))
+    if listed and len(steps) != count:
+        raise ValueError(f"`steps` must be as long as `grads`: got {len(steps)}, expected {count}.")
+    checked = tuple(_integer(step) for step in (steps if listed else (steps,)))
     for i, step in enumerate(checked):
         if step < 1:
-            name = f"steps[{i}]" if isinstance(steps, (list, tuple)) else "steps"
+            name = f"steps[{i}]" if listed else "steps"
             raise ValueError(f"`{name}` must count from 1, got {step}.")
-    return checked
+    return checked if listed else checked * count
+
+
+def _integer(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError:
+        raise TypeError(f"`steps` must be an integer or a list of them, got {step}.") from None

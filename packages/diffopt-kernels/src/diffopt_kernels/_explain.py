@@ -32,7 +32,7 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         if keys != _PLAIN and keys != _PLAIN_INFERENCE:
             yield f"`tensors[{i}]` is {_what_is(tensor)}: there are kernels for dense CPU tensors"
         if tensor.dtype is not first:
-            yield f"`tensors[{i}]` is {tensor.dtype}, not {first} as `tensors[0]`: one call, one dtype"
+            yield f"`tensors[{i}]` is {tensor.dtype}, `tensors[0]` {first}: one call, one dtype"
     if first is not None and first not in DTYPES:
         yield f"there are no kernels for {first}"
 
@@ -62,7 +62,7 @@ def explain(tensors: Sequence[Tensor]) -> str:
         fused: 2 dense CPU tensors of torch.float32
         >>> print(explain([torch.zeros(3), torch.zeros(3, dtype=torch.float64)]))
         composed:
-        - `tensors[1]` is torch.float64, not torch.float32 as `tensors[0]`: one call, one dtype
+        - `tensors[1]` is torch.float64, `tensors[0]` torch.float32: one call, one dtype
     """
     reasons = list(obstacles(tensors))
     if reasons:

@@ -96,7 +96,7 @@ class _AdamStep(torch.autograd.Function):
 
 # torch.autograd.Function.apply without what it does for function transforms, of which none is
 # active here: about 10 microseconds a step.
-_apply = super(torch.autograd.Function, _AdamStep).apply
+_apply: Any = super(torch.autograd.Function, _AdamStep).apply  # type: ignore[misc]
 
 
 @untraced

@@ -33,6 +33,7 @@ struct Adam {
     T sign;  // -1 to maximize
     T lr, beta1, beta2, eps, eps_root, weight_decay;
     T beta1_rest, beta2_rest;  // 1 - beta, rounded once
+    T shrinkage;               // lr * weight_decay, rounded once
     T m_scale, v_scale;        // 1 / (1 - beta^t): what corrects the moments' bias
     T step_size;               // lr * m_scale, rounded once
     T m_slope, v_slope;        // d log(scale) / d beta
@@ -46,7 +47,8 @@ struct Adam {
           eps_root(T(hyper.eps_root)),
           weight_decay(T(hyper.weight_decay)),
           beta1_rest(T(1 - hyper.beta1)),
-          beta2_rest(T(1 - hyper.beta2)) {
+          beta2_rest(T(1 - hyper.beta2)),
+          shrinkage(T(hyper.lr * hyper.weight_decay)) {
         const auto t = static_cast<double>(step);
         const double m_correction = 1 - std::pow(hyper.beta1, t);
         const double v_correction = 1 - std::pow(hyper.beta2, t);
@@ -68,7 +70,7 @@ struct Adam {
         m = beta1 * m + beta1_rest * g;
         v = beta2 * v + beta2_rest * (g * g);
         const T u = -step_size * m / (std::sqrt(v * v_scale + eps_root) + eps);
-        return decay == Decay::decoupled ? u - lr * weight_decay * p : u;
+        return decay == Decay::decoupled ? u - shrinkage * p : u;
     }
 
     /// Cotangents of all inputs, from those of the update `du` and of the new moments `dm`, `dv`.
@@ -104,7 +106,7 @@ struct Adam {
             d.p = weight_decay * d_descent;
             d.weight_decay = p * d_descent;
         } else if constexpr (decay == Decay::decoupled) {
-            d.p = -lr * weight_decay * du;
+            d.p = -shrinkage * du;
             d.lr -= weight_decay * p * du;
             d.weight_decay = -lr * p * du;
         }

@@ -1,0 +1,306 @@
+"""Derivatives: closed forms, finite differences, and one path against the other."""
+
+import itertools
+
+import pytest
+import torch
+from diffopt_kernels import adam_step
+
+SHAPES = [(3,), (2, 2), ()]
+DECAYS = [{}, {"decoupled": True}, {"maximize": True}]
+NAMES = ["lr", "beta1", "beta2", "eps", "eps_root", "weight_decay", "g", "m", "v", "p"]
+
+
+def inner(cotangents, outputs):
+    return sum((c * o).sum() for c, o in zip(cotangents, outputs, strict=True))
+
+
+def is_fused(tensor):
+    return tensor.grad_fn.name() == "_AdamStepBackward"
+
+
+@pytest.mark.parametrize("options", DECAYS)
+@pytest.mark.parametrize("eps_root", [0.0, 0.1])
+def test_gradcheck_and_gradgradcheck_hold_for_every_input(path, make_problem, options, eps_root):
+    problem = make_problem(SHAPES, **options)
+    inputs = list(problem.inputs)
+    inputs[4] = torch.tensor(eps_root, dtype=torch.float64, requires_grad=True)
+    assert is_fused(problem.step(*inputs)[0]) == (path == "fused")
+    # At eps_root = 0 the finite difference looks at a negative one, which is no trouble as v > 0.
+    assert torch.autograd.gradcheck(problem.step, inputs, check_batched_grad=path == "fused")
+    assert torch.autograd.gradgradcheck(problem.step, inputs)
+
+
+@pytest.mark.parametrize("options", DECAYS)
+def test_paths_agree_in_values_and_first_second_and_third_derivatives(
+    on_path, make_problem, options
+):
+    problem = make_problem(SHAPES, **options)
+    inputs = problem.inputs
+
+    def derivatives():
+        found = list(problem.step(*inputs))
+        scalar = inner(problem.weights(), found) ** 2
+        for order in (1, 2, 3):
+            grads = torch.autograd.grad(scalar, inputs, create_graph=True, allow_unused=True)
+            assert order > 1 or all(g is not None for g in grads)
+            found += [g for g in grads if g is not None]
+            generator = torch.Generator().manual_seed(order)
+            scalar = sum(
+                (g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum()
+                for g in grads
+                if g is not None
+            )
+        return found
+
+    fused, composed = on_path("fused", derivatives), on_path("composed", derivatives)
+
+    assert is_fused(fused[0])
+    for a, b in zip(fused, composed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", DECAYS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_native_vector_jacobian_product_agrees_with_the_composed_one(
+    on_path, make_problem, options, dtype
+):
+    problem = make_problem([(300,), (4, 5), (), (0, 2), (41_000,)], **options)
+    inputs = [
+        x.detach().to(dtype if i >= 6 else x.dtype).requires_grad_()
+        for i, x in enumerate(problem.inputs)
+    ]
+    weights = [w.to(dtype) for w in problem.weights()]
+
+    def derivatives():
+        return torch.autograd.grad(problem.step(*inputs), inputs, weights)
+
+    eps = torch.finfo(dtype).eps
+    for x, a, b in zip(
+        inputs, on_path("fused", derivatives), on_path("composed", derivatives), strict=True
+    ):
+        assert a.dtype == x.dtype
+        assert a.shape == x.shape
+        # Sums over 41,000 random terms.
+        scale = 0 if a.numel() == 0 else b.abs().max().item() + (300 if a.dim() == 0 else 0)
+        torch.testing.assert_close(a, b, rtol=8 * eps, atol=8 * eps * scale)
+
+
+@pytest.mark.parametrize("given", [g for g in itertools.product([0, 1], repeat=3) if any(g)])
+def test_absent_cotangents_count_as_zero(on_path, make_problem, given):
+    problem = make_problem([(700,), (3,)])
+    used = [k for k, there in enumerate(given) if there]
+
+    def derivatives():
+        outputs = problem.step(*problem.inputs)
+        weights = problem.weights()
+        chosen = [2 * k for k in used]  # outputs of the first tensor only
+        return torch.autograd.grad(
+            [outputs[k] for k in chosen], problem.inputs, [weights[k] for k in chosen],
+            allow_unused=True,
+        )  # fmt: skip
+
+    for a, b in zip(on_path("fused", derivatives), on_path("composed", derivatives), strict=True):
+        if a is None or b is None:
+            assert a is None or not a.any()
+            assert b is None or not b.any()
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_each_input_alone_gets_the_derivative_it_gets_among_all(make_problem, name, decoupled):
+    problem = make_problem(SHAPES, decoupled=decoupled)
+    every = torch.autograd.grad(problem.step(*problem.inputs), problem.inputs, problem.weights())
+    k = NAMES.index(name)
+    places = [k] if k < 6 else range(6 + 3 * (k - 6), 9 + 3 * (k - 6))
+    inputs = [x if i in places else x.detach() for i, x in enumerate(problem.inputs)]
+
+    outputs = problem.step(*inputs)
+
+    pairs = [(o, w) for o, w in zip(outputs, problem.weights(), strict=True) if o.requires_grad]
+    alone = torch.autograd.grad(
+        [o for o, _ in pairs], [inputs[i] for i in places], [w for _, w in pairs]
+    )
+    for i, grad in zip(places, alone, strict=True):
+        torch.testing.assert_close(grad, every[i], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("wanted", range(13))
+def test_paths_agree_on_which_outputs_require_grad(on_path, make_problem, decoupled, wanted):
+    problem = make_problem([(3,), (2,)], decoupled=decoupled)
+    inputs = [x if i == wanted else x.detach() for i, x in enumerate(problem.inputs)]
+
+    def flags():
+        return [o.requires_grad for o in problem.step(*inputs)]
+
+    assert on_path("fused", flags) == on_path("composed", flags)
+
+
+@pytest.mark.parametrize("wanted", range(6))
+def test_hypergradients_equal_central_differences(path, make_problem, wanted):
+    problem = make_problem([(50,)], steps=4)
+    inputs = [x.detach() for x in problem.inputs]
+    inputs[4] = torch.tensor(0.05, dtype=torch.float64)
+    inputs[wanted].requires_grad_()
+    weights = problem.weights()
+    (actual,) = torch.autograd.grad(inner(weights, problem.step(*inputs)), inputs[wanted])
+
+    h = 1e-4 * inputs[wanted].item()
+    sides = []
+    for sign in (1, -1):
+        moved = [x.detach() for x in inputs]
+        moved[wanted] = moved[wanted] + sign * h
+        sides.append(inner(weights, problem.step(*moved)))
+
+    torch.testing.assert_close(actual, (sides[0] - sides[1]) / (2 * h), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("g", "expected"), [(0.5, -3.98404787e-4), (-1e-4, -82.6446281), (0, -100)]
+)
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_first_step_has_the_derivative_of_its_closed_form(path, g, expected, create_graph):
+    # -lr g / (|g| + eps) has the derivative -lr eps / (|g| + eps)^2.
+    g = torch.tensor([g], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros_like(g)
+    (u,), _, _ = adam_step([g], [zero], [zero], 1, lr=0.1, betas=(0.9, 0.999), eps=1e-3)
+
+    (actual,) = torch.autograd.grad(u.sum(), g, create_graph=create_graph)
+
+    torch.testing.assert_close(actual.item(), float(expected), rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_derivatives_at_a_zero_gradient_are_finite(path, make_problem, dtype):
+    problem = make_problem([(4,)], steps=1)
+    inputs = [x.detach().to(dtype) for x in problem.inputs]
+    inputs[6:9] = [torch.zeros(4, dtype=dtype) for _ in range(3)]
+    inputs[9] = torch.zeros(4, dtype=dtype)  # so that decay adds no gradient
+    inputs = [x.requires_grad_() for x in inputs]
+    outputs = problem.step(*inputs)
+    weights = [w.to(dtype) for w in problem.weights()]
+
+    native = torch.autograd.grad(outputs, inputs, weights, retain_graph=True)
+    first = torch.autograd.grad(outputs, inputs, weights, create_graph=True)
+    second = torch.autograd.grad(sum(x.sum() for x in first), inputs, allow_unused=True)
+
+    assert all(x.isfinite().all() for x in (*native, *first))
+    assert all(x.isfinite().all() for x in second if x is not None)
+    for a, b in zip(native, first, strict=True):
+        torch.testing.assert_close(a, b.detach())
+
+
+def test_coordinate_without_gradient_keeps_the_outer_gradient_finite(path):
+    # Inner loss (w x)^2 at x = (1, 0), one step, outer loss (w1' + w2')^2.
+    lr, eps = 0.1, 1e-3
+    w = torch.tensor([0.7, -0.3], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    (g,) = torch.autograd.grad((w @ x) ** 2, w, create_graph=True)
+    zero = torch.zeros_like(w)
+    (u,), _, _ = adam_step([g], [zero], [zero], 1, lr=lr, betas=(0.9, 0.999), eps=eps)
+    total = (w + u).sum()
+
+    (actual,) = torch.autograd.grad(total**2, w)
+
+    slope = 1 - 2 * lr * eps / (g[0].abs() + eps) ** 2
+    expected = 2 * total * torch.stack([slope, torch.ones_like(slope)])
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=0)
+
+
+def test_one_input_computed_from_another_is_not_counted_twice(on_path):
+    g = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+
+    def derivatives():
+        m, v = 0.5 * g, g * g + 0.1
+        (u,), _, _ = adam_step([g], [m], [v], 2, lr=g.sum(), betas=(0.9, 0.99), eps=1e-3)
+        (first,) = torch.autograd.grad(u.sum(), g, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), g, retain_graph=True)
+        (native,) = torch.autograd.grad(u.sum(), g)
+        return first.detach(), second, native
+
+    fused, composed = on_path("fused", derivatives), on_path("composed", derivatives)
+    for a, b in zip(fused, composed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(fused[0], fused[2], rtol=1e-12, atol=1e-12)
+
+
+def test_unrolled_steps_agree_to_the_second_derivative(on_path):
+    lr = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+
+    def derivatives():
+        w = torch.tensor([1.0, -0.5], dtype=torch.float64, requires_grad=True)
+        start, m, v = w, torch.zeros_like(w), torch.zeros_like(w)
+        for step in range(1, 6):
+            (g,) = torch.autograd.grad(0.5 * w @ a @ w, w, create_graph=True)
+            (u,), (m,), (v,) = adam_step([g], [m], [v], step, lr=lr, betas=(0.9, 0.99), eps=1e-3)
+            w = w + u
+        loss = w.pow(4).sum()
+        native = torch.autograd.grad(loss, (start, lr), retain_graph=True)
+        first = torch.autograd.grad(loss, (start, lr), create_graph=True)
+        second = torch.autograd.grad(first[0].sum() + first[1], (start, lr))
+        return [x.detach() for x in (*native, *first, *second)]
+
+    for x, y in zip(on_path("fused", derivatives), on_path("composed", derivatives), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+LAYOUTS = {
+    "expanded": lambda x: x.sum().expand(x.shape),
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every second": lambda x: x.repeat_interleave(2, -1)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("cotangents", LAYOUTS)
+def test_derivatives_survive_any_layout(on_path, make_problem, layout, cotangents):
+    problem = make_problem([(4, 3)])
+
+    def derivatives():
+        inputs = [*problem.inputs[:6], *(LAYOUTS[layout](x) for x in problem.inputs[6:])]
+        outputs = problem.step(*inputs)
+        weights = [LAYOUTS[cotangents](w) for w in problem.weights()]
+        return torch.autograd.grad(outputs, problem.inputs, weights)
+
+    for x, y in zip(on_path("fused", derivatives), on_path("composed", derivatives), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_only_inputs_are_saved_for_the_backward_pass(make_problem):
+    problem = make_problem([(100,), (20, 3)])
+    saved = []
+
+    def pack(x):
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        outputs = problem.step(*problem.inputs)
+
+    assert is_fused(outputs[0])
+    addresses = {x.data_ptr() for x in problem.inputs}
+    assert {x.data_ptr() for x in saved} <= addresses
+    in_bytes = sum(x.numel() * x.element_size() for x in problem.inputs)
+    assert sum(x.numel() * x.element_size() for x in saved) == in_bytes
+
+
+def test_nothing_of_autograd_is_made_where_nothing_requires_grad(make_problem):
+    problem = make_problem([(3,)])
+    inputs = [x.detach() for x in problem.inputs]
+    assert all(o.grad_fn is None and not o.requires_grad for o in problem.step(*inputs))
+    with torch.no_grad():
+        assert all(o.grad_fn is None for o in problem.step(*problem.inputs))
+
+
+def test_writing_to_a_saved_state_is_an_error_and_not_a_wrong_gradient(path, make_problem):
+    problem = make_problem([(3,)])
+    m = torch.zeros(3, dtype=torch.float64)
+    outputs = problem.step(*problem.inputs[:7], m, *problem.inputs[8:])
+    m.add_(1)
+    if path == "fused":  # the composed operations happen to save it too
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(outputs[0].sum(), problem.inputs[6])

@@ -1,0 +1,138 @@
+"""The native part as a guest in a process: threads, forks, instruction sets, how it was built."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import diffopt_kernels
+import pytest
+import torch
+from diffopt_kernels import adam_step, build_info
+
+NUMBERS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3}
+
+
+def derivatives(n=100_000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randn(n, generator=generator).requires_grad_()
+    lr = torch.tensor(0.1, requires_grad=True)
+    (u,), _, (v,) = adam_step([g], [0.1 * g], [g * g], 2, **{**NUMBERS, "lr": lr})
+    return [u.detach(), *torch.autograd.grad(u.sum() + v.sum(), (g, lr))]
+
+
+def test_build_info_tells_what_this_build_has():
+    info = build_info()
+    assert info["version"] == diffopt_kernels.__version__
+    assert info["simd"] in ("baseline", "avx2", "avx512")
+    assert isinstance(info["openmp"], bool)
+    assert info["compiler"]
+    assert info["cuda_architectures"] == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12: fork with threads
+def test_a_forked_child_does_not_hang_and_computes_the_same():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        expected = derivatives()  # starts OpenMP's threads
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+
+        def child():
+            sender.send([x.numpy() for x in _only_ours()])
+
+        process = context.Process(target=child)
+        process.start()
+        assert receiver.poll(60), "the forked child hangs"
+        received = receiver.recv()
+        process.join(60)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.from_numpy(received[0]), _only_ours()[0])
+    assert len(expected) == 3
+
+
+def _only_ours():
+    # torch's own threaded operations may hang in a forked child, so none of them is used here.
+    g = torch.from_numpy(__import__("numpy").linspace(-1, 1, 200_000, dtype="float32"))
+    (u,), _, _ = adam_step([g], [g], [g], 2, **{**NUMBERS, "betas": (0.0, 0.0)})
+    return [u]
+
+
+def test_several_python_threads_at_once_compute_the_same():
+    expected = [derivatives(seed=k) for k in range(4)]
+    found = {}
+
+    def work(k):
+        for _ in range(5):
+            found[k] = derivatives(seed=k)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for k in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(found[k], expected[k], strict=True))
+
+
+def test_sums_do_not_depend_on_the_number_of_threads():
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            g = torch.linspace(-1, 1, 300_001)
+            lr = torch.tensor(0.1, requires_grad=True)
+            (u,), _, _ = adam_step([g], [g], [g * g], 2, **{**NUMBERS, "lr": lr})
+            found.append(torch.autograd.grad(u.sum(), lr)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+SCRIPT = """
+import torch
+from diffopt_kernels import adam_step, build_info
+torch.set_num_threads(1)
+for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+    g = torch.randn(1003, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    outputs = adam_step([g], [g], [g.detach() ** 2], 3, lr=.1, betas=(.9, .99), eps=1e-3,
+                        params=[g], weight_decay=.1)
+    (grad,) = torch.autograd.grad(sum(c[0].sum() for c in outputs), g)
+    for x in (*(c[0] for c in outputs), grad):
+        print(hash(tuple(x.tolist())))
+print(build_info()["simd"])
+"""
+
+
+def run(level):
+    environment = {**os.environ, "DIFFOPT_SIMD": level, "PYTHONHASHSEED": "0"}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    best = run("")
+    assert best.returncode == 0, best.stderr
+    *expected, name = best.stdout.split()
+    levels = ["baseline", "avx2", "avx512"]
+    for level in levels[: levels.index(name)]:
+        *actual, chosen = run(level).stdout.split()
+        assert chosen == level
+        assert actual == expected
+
+
+def test_an_unknown_instruction_set_is_refused_at_import():
+    result = run("mmx")
+    assert result.returncode != 0
+    assert "DIFFOPT_SIMD must be one of" in result.stderr
+
+
+def test_importing_does_not_import_dynamo():
+    script = "import sys, diffopt_kernels; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
