@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_implicit._torch import Tensors, outside_graphs, vjp
+from diffopt_implicit._torch import Tensors, alive, outside_graphs, vjp
 
 Condition = Callable[[Tensors, Tensors], Tensors]
 LinearMap = Callable[[Tensors], Tensors]
@@ -53,7 +53,7 @@ class _Solution(torch.autograd.Function):
     @staticmethod
     @outside_graphs
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        x, params = cut(ctx.saved_tensors, ctx.count)
+        x, params = cut(alive(ctx.saved_tensors), ctx.count)
         chosen = [i for i, needed in enumerate(ctx.needs_input_grad[3 + ctx.count :]) if needed]
         u = linear_solution(
             transposed_jacobian(ctx.condition), ctx.solve, cotangents, (*x, *params)
@@ -67,7 +67,7 @@ class _Solution(torch.autograd.Function):
     @staticmethod
     @outside_graphs
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
-        x, params = cut(ctx.saved_tensors, ctx.count)
+        x, params = cut(alive(ctx.saved_tensors), ctx.count)
         given = tangents[3 + ctx.count :]
         chosen = [
             i
@@ -75,7 +75,7 @@ class _Solution(torch.autograd.Function):
             if t is not None and p.is_floating_point()
         ]
         push = transpose(pull_params(ctx.condition, x, params, chosen), x)
-        moved = push(tuple(given[i] for i in chosen))
+        moved = push(alive(given[i] for i in chosen))
         rhs = tuple(-m for m in moved)
         return linear_solution(jacobian(ctx.condition), ctx.solve, rhs, (*x, *params))
 
@@ -121,13 +121,16 @@ def pull_params(
     """Return ``u -> B^T u``, with `B` the derivative in the chosen parameters."""
 
     def residual(*values: Tensor) -> Tensors:
+        unknowns, moved = cut(values, len(x))
         replaced = list(params)
-        for i, value in zip(chosen, values, strict=True):
+        for i, value in zip(chosen, moved, strict=True):
             replaced[i] = value
-        return condition(x, tuple(replaced))
+        return condition(unknowns, tuple(replaced))
 
-    _, pull = vjp(residual, *(params[i] for i in chosen))
-    return lambda u: pull(tuple(u))
+    # In `x` too, and dropped: so a condition finds it differentiable, whichever derivative is
+    # taken, and may use `torch.autograd.grad` with respect to it.
+    _, pull = vjp(residual, *x, *(params[i] for i in chosen))
+    return lambda u: pull(tuple(u))[len(x) :]
 
 
 def transpose(linear: LinearMap, like: Tensors) -> LinearMap:

@@ -59,6 +59,7 @@ class LinearSolveInfo(NamedTuple):
 
     Example:
         >>> import torch
+        >>> from diffopt_implicit import solve_cg
         >>> x, info = solve_cg(lambda x: 2 * x, torch.ones(3), info=True)
         >>> info.converged.item(), info.iterations.item()
         (True, 1)
@@ -83,6 +84,7 @@ class LinearSolveError(RuntimeError):
 
     Example:
         >>> import torch
+        >>> from diffopt_implicit import solve_cg
         >>> try:
         ...     solve_cg(lambda x: -x, torch.ones(2))
         ... except LinearSolveError as error:

@@ -54,7 +54,7 @@ def root_vjp(
         >>> condition = lambda x, a: x**3 - a
         >>> root, a = torch.tensor(2.0), torch.tensor(8.0)
         >>> root_vjp(condition, root, (a,), torch.tensor(12.0))
-        (tensor(1.0000),)
+        (tensor(1.),)
 
     Source:
         Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022, section 2.1.
@@ -103,7 +103,7 @@ def root_jvp(
         >>> condition = lambda x, a: x**3 - a
         >>> root, a = torch.tensor(2.0), torch.tensor(8.0)
         >>> root_jvp(condition, root, (a,), (torch.tensor(12.0),))
-        tensor(1.0000)
+        tensor(1.)
 
     Source:
         Blondel et al., *Efficient and modular implicit differentiation*, NeurIPS 2022, section 2.1.

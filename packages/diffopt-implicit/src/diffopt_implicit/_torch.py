@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -52,6 +52,22 @@ def has_tangent(tensor: Tensor) -> bool:
         return forward_ad.unpack_dual(tensor).tangent is not None
     except RuntimeError:
         return False
+
+
+def alive(tensors: Iterable[Tensor]) -> Tensors:
+    """Take tensors out of the levels of transforms that have ended.
+
+    A pullback of `torch.func.vjp` may be called after its transform, and hands on tensors still
+    wrapped in it. Torch unwraps one such layer by itself; when ours are wrapped and ended
+    again, there are two, and it fails ("escaped?").
+    """
+    return tuple(_unwrap_ended(tensor) for tensor in tensors)
+
+
+def _unwrap_ended(tensor: Tensor) -> Tensor:
+    while (inner := _functorch.unwrap_if_dead(tensor)) is not tensor:
+        tensor = inner
+    return tensor
 
 
 def vjp(func: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Tensors]]:

@@ -1,0 +1,270 @@
+import warnings
+
+import pytest
+import torch
+from diffopt_implicit import (
+    LinearSolveError,
+    LinearSolveStatus,
+    LinearSolveWarning,
+    solve_cg,
+    solve_normal_cg,
+)
+from torch.func import vmap
+from torch.testing import assert_close
+
+SOLVERS = [solve_cg, solve_normal_cg]
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def spd(n, seed=0, dtype=torch.float64):
+    q = normal(n, n, seed=seed, dtype=dtype)
+    return q @ q.T / n + torch.eye(n, dtype=dtype)
+
+
+def relative(x, exact):
+    return ((x - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-3, 1.0, 1e3, 1e150])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_cg_is_exact_after_n_iterations_at_any_scaling(n, scale):  # O-26
+    a, b = spd(n), normal(n, seed=1)
+    exact = torch.linalg.solve(a, b)
+
+    x, info = solve_cg(lambda v: a @ v, b * scale, maxiter=n, tol=1e-11, info=True)
+    assert relative(x / scale, exact) < 1e-12
+    assert info.iterations <= n
+    x = solve_cg(lambda v: scale * (a @ v), b, maxiter=n, tol=1e-11)
+    assert relative(x * scale, exact) < 1e-12
+
+
+def test_hypergradient_of_the_quadratic_bilevel_problem_is_exact():  # O-26
+    h, b, v = spd(6), normal(6, 4, seed=1), normal(6, seed=2)
+    u = solve_cg(lambda x: h @ x, v, maxiter=6)
+    assert relative(b.T @ u, b.T @ torch.linalg.solve(h, v)) < 1e-12
+
+
+def test_cg_returns_the_last_iterate_not_the_one_before():  # D1
+    v = torch.tensor([0.5, 1.5, 2.5], dtype=torch.float64)
+    x, info = solve_cg(lambda x: x, v, info=True)
+    assert_close(x, v, rtol=0, atol=0)
+    assert info.iterations == 1
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_zero_right_hand_side_gives_zero_not_nan(solve):  # D1
+    start = torch.ones(3, dtype=torch.float64)
+    for init in (None, start):
+        x, info = solve(lambda x: 2 * x, torch.zeros_like(start), init=init, info=True)
+        assert_close(x, torch.zeros_like(start), rtol=0, atol=0)
+        assert info.iterations == 0
+        assert info.converged
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_scalar_system_gets_iterations(solve):  # D14
+    b = torch.tensor(6.0, dtype=torch.float64)
+    assert_close(solve(lambda x: 3 * x, b), torch.tensor(2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 3, 40, 200])
+def test_default_tolerance_is_within_reach(solve, dtype, n):
+    a, b = spd(n, dtype=dtype), normal(n, seed=1, dtype=dtype)
+    x = solve(lambda v: a @ v, b)
+    assert x.dtype == dtype
+    assert relative(x, torch.linalg.solve(a, b)) < (1e-4 if dtype == torch.float32 else 1e-10)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_iterated_in_single(solve, dtype):
+    a, b = spd(30, dtype=torch.float32).to(dtype), normal(30, dtype=torch.float32).to(dtype)
+    x = solve(lambda v: a @ v, b)
+    assert x.dtype == dtype
+    assert relative(x.float(), torch.linalg.solve(a.float(), b.float())) < 0.1
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_residual_meets_the_tolerance_that_is_asked_for(solve):  # O-47
+    a, b = spd(5), normal(5, seed=1)
+    for tol in (1e-1, 1e-4, 1e-8, 1e-13):
+        x, info = solve(lambda v: a @ v, b, tol=tol, info=True)
+        assert (a @ x - b).norm() <= tol * b.norm()
+        assert_close(info.residual, (a @ x - b).norm(), rtol=1e-2, atol=1e-14)
+    a, b = spd(30), normal(30, seed=1)
+    loose = solve(lambda v: a @ v, b, tol=0.0, atol=1e-2)
+    assert 1e-6 < (a @ loose - b).norm() <= 1e-2
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_tensor_operator_on_tensors(solve):  # O-47
+    q = normal(15, 15)
+    a = (q @ q.T + torch.eye(15, dtype=torch.float64)).reshape(5, 3, 5, 3)
+    b = normal(5, 3, seed=1)
+    x = solve(lambda v: torch.einsum("ijkl,kl->ij", a, v), b)
+    assert_close(x, torch.linalg.tensorsolve(a, b), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_trees_with_coupling_between_leaves(solve):
+    a, b = spd(5), normal(5, seed=1)
+
+    def matvec(tree):
+        y = a @ torch.cat([tree["w"].reshape(-1), tree["b"][0].reshape(1)])
+        return {"w": y[:4].reshape(2, 2), "b": (y[4], tree["b"][1])}
+
+    x = solve(matvec, {"w": b[:4].reshape(2, 2), "b": (b[4], torch.zeros(0))})
+    exact = torch.linalg.solve(a, b)
+    assert_close(x["w"].reshape(-1), exact[:4], check_dtype=False)
+    assert_close(x["b"][0], exact[4], check_dtype=False)
+    assert x["b"][1].shape == (0,)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_empty_trees_have_empty_solutions(solve):
+    assert solve(lambda x: x, ()) == ()
+    assert solve(lambda x: x, torch.zeros(0)).shape == (0,)
+
+
+def test_normal_cg_solves_nonsymmetric_systems():  # O-47
+    a, b = normal(5, 5), normal(5, seed=1)
+    x = solve_normal_cg(lambda v: a @ v, b)
+    assert (a @ x - b).norm() <= 1e-8 * b.norm()
+
+
+def test_normal_cg_solves_the_nearly_singular_example():
+    a = torch.tensor([[3.9, 1.65], [6.845, 2.9]], dtype=torch.float64)
+    x = solve_normal_cg(lambda v: a @ v, torch.tensor([5.5, 9.7], dtype=torch.float64))
+    exact = torch.tensor([-3.49206349, 11.58730159], dtype=torch.float64)
+    # The printed matrix is rounded to its printed digits; the system is solved as printed.
+    assert (a @ x - torch.tensor([5.5, 9.7], dtype=torch.float64)).norm() < 1e-11
+    assert relative(x, exact) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2)])
+def test_nonsquare_normal_cg_is_the_least_norm_least_squares_solution(shape):  # O-47
+    a, b = normal(*shape), normal(shape[0], seed=1)
+    x = solve_normal_cg(lambda v: a @ v, b, init=torch.zeros(shape[1], dtype=torch.float64))
+    assert_close(x, torch.linalg.pinv(a) @ b)
+
+
+def test_ridge_shifts_the_matrix_in_cg_and_its_square_in_normal_cg():  # O-47
+    a, b, eye = spd(5), normal(5, seed=1), torch.eye(5, dtype=torch.float64)
+    m = normal(5, 5, seed=3)
+    for ridge in (0.7, torch.tensor(0.7, dtype=torch.float64)):
+        x = solve_cg(lambda v: a @ v, b, ridge=ridge)
+        assert_close(x, torch.linalg.solve(a + 0.7 * eye, b))
+        x = solve_normal_cg(lambda v: m @ v, b, ridge=ridge)
+        assert_close(x, torch.linalg.solve(m.T @ m + 0.7 * eye, m.T @ b))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_start_at_the_solution_takes_no_iteration(solve):
+    a, b = spd(5), normal(5, seed=1)
+    exact = torch.linalg.solve(a, b)
+    x, info = solve(lambda v: a @ v, b, init=exact, info=True)
+    assert info.iterations == 0
+    assert_close(x, exact)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_exact_preconditioner_takes_one_iteration(solve):
+    d = torch.logspace(0, 4, 30, dtype=torch.float64)
+    power = 1 if solve is solve_cg else 2
+    b = normal(30)
+    x, info = solve(lambda v: d * v, b, preconditioner=lambda r: r / d**power, info=True)
+    assert info.iterations <= 2
+    assert_close(x, b / d)
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_examples_under_vmap_converge_one_by_one(solve):
+    a = torch.stack([spd(4, seed=s) * 10.0**s for s in range(5)])
+    b = normal(5, 4, seed=9)
+    b[2] = 0
+
+    def one(a, b):
+        return solve(lambda v: a @ v, b, info=True)
+
+    x, info = vmap(one)(a, b)
+    loop = [one(*pair) for pair in zip(a, b, strict=True)]
+    assert_close(x, torch.stack([y for y, _ in loop]), rtol=1e-12, atol=1e-14)
+    assert info.iterations.tolist() == [int(i.iterations) for _, i in loop]
+    nested = vmap(vmap(one))(a.expand(3, *a.shape), b.expand(3, *b.shape))[0]
+    assert_close(nested[1], x)
+
+
+def test_one_failed_example_of_a_batch_is_reported():
+    a = torch.stack([spd(3), -spd(3), spd(3)])
+    with pytest.raises(LinearSolveError, match="failed on 1 of 3 systems"):
+        vmap(lambda a, b: solve_cg(lambda v: a @ v, b))(a, normal(3, 3))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_too_few_iterations_raise_and_tell_numbers(solve):
+    a, b = torch.diag(torch.logspace(0, 3, 20, dtype=torch.float64)), normal(20)
+    with pytest.raises(
+        LinearSolveError, match=r"residual of .* after 3 iterations.*`maxiter`"
+    ) as e:
+        solve(lambda v: a @ v, b, maxiter=3)
+    assert e.value.info.iterations == 3
+    assert solve.__name__ in str(e.value)
+    with pytest.warns(LinearSolveWarning, match="after 3 iterations"):
+        solve(lambda v: a @ v, b, maxiter=3, on_failure="warn")
+    with warnings.catch_warnings():
+        x, info = solve(lambda v: a @ v, b, maxiter=3, on_failure="ignore", info=True)
+    assert info.status == LinearSolveStatus.MAXITER
+    assert_close(info.residual, (a @ x - b).norm())
+
+
+def test_negative_curvature_names_the_solver_to_use():
+    a = torch.diag(torch.tensor([1.0, -1.0]))
+    with pytest.raises(LinearSolveError, match="not positive definite: use `solve_normal_cg`"):
+        solve_cg(lambda v: a @ v, torch.tensor([1.0, 2.0]))
+    assert_close(
+        solve_normal_cg(lambda v: a @ v, torch.tensor([1.0, 2.0])), torch.tensor([1.0, -2.0])
+    )
+
+
+def test_a_singular_square_matrix_is_no_least_squares_problem():
+    a = torch.diag(torch.tensor([1.0, 0.0]))
+    with pytest.raises(LinearSolveError, match="singular"):
+        solve_normal_cg(lambda v: a @ v, torch.ones(2))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_and_infinity_raise(solve, bad):
+    with pytest.raises(LinearSolveError, match="NaN or infinity"):
+        solve(lambda x: x * bad, torch.ones(2))
+    with pytest.raises(LinearSolveError, match="NaN or infinity"):
+        solve(lambda x: x, torch.tensor([1.0, bad]))
+
+
+def test_single_precision_does_not_excuse_a_large_residual_by_rounding():
+    a = torch.diag(torch.logspace(0, 6, 50))
+    with pytest.raises(LinearSolveError):
+        solve_cg(lambda v: a @ v, torch.ones(50))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_bad_arguments_are_named(solve):
+    b = torch.ones(2)
+    with pytest.raises(TypeError, match="complex"):
+        solve(lambda x: x, torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"floating-point tensors, got torch\.int64"):
+        solve(lambda x: x, torch.ones(2, dtype=torch.int64))
+    with pytest.raises(TypeError, match="must be tensors, got float"):
+        solve(lambda x: x, 1.0)
+    with pytest.raises(ValueError, match="The result of `matvec` must have the structure"):
+        solve(lambda x: x[:1], b)
+    for name in ("tol", "atol", "ridge", "maxiter"):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got -1"):
+            solve(lambda x: x, b, **{name: -1})
+    with pytest.raises(ValueError, match="`on_failure` must be"):
+        solve(lambda x: x, b, on_failure="shrug")
