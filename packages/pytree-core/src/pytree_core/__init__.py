@@ -7,6 +7,13 @@ from pytree_core._broadcast import broadcast_prefix as broadcast_prefix
 from pytree_core._broadcast import prefix_errors as prefix_errors
 from pytree_core._broadcast import tree_broadcast_common as tree_broadcast_common
 from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefix
+from pytree_core._core import TreeSpec as TreeSpec
+from pytree_core._core import tree_flatten as tree_flatten
+from pytree_core._core import tree_is_leaf as tree_is_leaf
+from pytree_core._core import tree_leaves as tree_leaves
+from pytree_core._core import tree_map as tree_map
+from pytree_core._core import tree_structure as tree_structure
+from pytree_core._core import tree_unflatten as tree_unflatten
 from pytree_core._partial import Partial as Partial
 from pytree_core._paths import tree_flatten_with_path as tree_flatten_with_path
 from pytree_core._paths import tree_map_with_path as tree_map_with_path
@@ -17,13 +24,6 @@ from pytree_core._reduce import tree_max as tree_max
 from pytree_core._reduce import tree_min as tree_min
 from pytree_core._reduce import tree_reduce as tree_reduce
 from pytree_core._reduce import tree_sum as tree_sum
-from pytree_core._reference import TreeSpec as TreeSpec
-from pytree_core._reference import tree_flatten as tree_flatten
-from pytree_core._reference import tree_is_leaf as tree_is_leaf
-from pytree_core._reference import tree_leaves as tree_leaves
-from pytree_core._reference import tree_map as tree_map
-from pytree_core._reference import tree_structure as tree_structure
-from pytree_core._reference import tree_unflatten as tree_unflatten
 from pytree_core._registry import register_pytree_node as register_pytree_node
 from pytree_core._registry import register_pytree_node_class as register_pytree_node_class
 from pytree_core._registry import unregister_pytree_node as unregister_pytree_node

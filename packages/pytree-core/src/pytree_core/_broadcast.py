@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from pytree_core._reference import (
+from pytree_core._core import (
     mismatches,
     tree_flatten,
     tree_is_leaf,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pytree_core._reference import TreeSpec, tree_flatten, tree_structure
+from pytree_core._core import TreeSpec, tree_flatten, tree_structure
 
 Path = tuple[Any, ...]
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from pytree_core._reference import tree_leaves
+from pytree_core._core import tree_leaves
 
 IsLeaf = Callable[[Any], bool | None]
 _MISSING: Any = object()

@@ -46,7 +46,7 @@ _FIXED_ARITY = {Kind.NAMED_TUPLE, Kind.STRUCT_SEQUENCE}
 
 
 def kind_of(tree: Any, none_is_leaf: bool = False, namespace: str = "") -> Kind:
-    """Tell what kind of node an object is. Only its type counts, never its contents.
+    """Tell what kind of node an object is, by its type.
 
     A subclass of `dict` is a node if its constructor is the one of `dict`, so that it can
     be rebuilt. Other subclasses of containers are leaves (`torch.Size` is a tuple).
@@ -61,9 +61,16 @@ def kind_of(tree: Any, none_is_leaf: bool = False, namespace: str = "") -> Kind:
             return Kind.STRUCT_SEQUENCE
         if is_namedtuple_class(cls) and len(tree) == len(cls._fields):  # type: ignore[attr-defined]
             return Kind.NAMED_TUPLE
-    elif issubclass(cls, dict) and cls.__init__ is dict.__init__ and cls.__new__ is dict.__new__:
+    elif is_mapping_class(cls):
         return Kind.DICT_SUBCLASS
     return Kind.LEAF
+
+
+def is_mapping_class(cls: type) -> bool:
+    """Tell whether a class is a kind of dict, or keeps the constructor of `dict`."""
+    return cls in (OrderedDict, defaultdict) or (
+        issubclass(cls, dict) and cls.__init__ is dict.__init__ and cls.__new__ is dict.__new__
+    )
 
 
 def is_namedtuple_class(cls: type) -> bool:
@@ -200,15 +207,14 @@ class TreeSpec:
 
     def _children_of(self, tree: Any) -> Iterable[Any]:
         expected = "None" if self.kind is Kind.NONE else count(self.type, self.num_children)
-        if self.kind in _MAPPINGS and kind_of(tree) in _MAPPINGS:
+        if self.kind in _MAPPINGS and is_mapping_class(type(tree)):
             items = dict(dict.items(tree))
             missing = [key for key in self.entries if key not in items]
-            unexpected = [key for key in items if key not in self.insertion]
+            unexpected = [key for key in items if key not in set(self.entries)]
             if missing or unexpected:
                 raise MismatchError(
-                    f"expected the keys {list(self.entries)!r}, "
-                    f"got a {type(tree).__qualname__} with {missing!r} missing "
-                    f"and {unexpected!r} unexpected"
+                    f"expected the keys {list(self.entries)!r}, got {with_article(type(tree))} "
+                    f"with {missing!r} missing and {unexpected!r} unexpected"
                 )
             return [items[key] for key in self.entries]
         if type(tree) is not self.type:
@@ -222,7 +228,7 @@ class TreeSpec:
         children, metadata, _ = parts(self.registration, tree)
         if len(children) != self.num_children:
             raise MismatchError(f"expected {expected}, got {count(self.type, len(children))}")
-        if metadata != self.metadata:
+        if [metadata] != [self.metadata]:
             raise MismatchError(f"expected the metadata {self.metadata!r}, got {metadata!r}")
         return children
 
@@ -302,7 +308,7 @@ class MismatchError(Exception):
 
 def count(cls: Any, children: int) -> str:
     """Describe a type and a number of children: ``a list of 3``."""
-    return f"{_with_article(cls)} of {children}"
+    return f"{with_article(cls)} of {children}"
 
 
 def describe(tree: Any) -> str:
@@ -311,10 +317,10 @@ def describe(tree: Any) -> str:
         return "None"
     if isinstance(tree, (dict, list, tuple, deque)):
         return count(type(tree), len(tree))
-    return _with_article(type(tree))
+    return with_article(type(tree))
 
 
-def _with_article(cls: Any) -> str:
+def with_article(cls: Any) -> str:
     name = cls.__qualname__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 

@@ -4,6 +4,8 @@ from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from pytree_core._core import publish
+
 T = TypeVar("T", bound=type)
 
 FlattenFunc = Callable[[Any], tuple[Any, ...]]
@@ -89,6 +91,7 @@ def register_pytree_node(
             "Call `unregister_pytree_node` first, or choose another namespace."
         )
     table[cls] = Registration(cls, flatten_func, unflatten_func, namespace)
+    publish(namespace, table)
     return cls
 
 
@@ -160,8 +163,10 @@ def unregister_pytree_node(cls: type, *, namespace: str) -> None:
         1
     """
     _check_namespace(namespace)
-    if _tables.get(namespace, {}).pop(cls, None) is None:
+    table = _tables.get(namespace, {})
+    if table.pop(cls, None) is None:
         raise ValueError(f"{cls!r} is not registered in the namespace {namespace!r}.")
+    publish(namespace, table)
 
 
 def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:

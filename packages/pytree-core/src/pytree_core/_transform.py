@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pytree_core._reference import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_structure
+from pytree_core._core import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_structure
 
 IsLeaf = Callable[[Any], bool | None]
 

@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-from pytree_core._reference import tree_map
+from pytree_core._core import tree_map
 
 
 def tree_add(a: Any, b: Any, /) -> Any:

@@ -1,0 +1,165 @@
+#include "kinds.hpp"
+
+#include <structmember.h>
+
+namespace pytree {
+namespace {
+
+/// An attribute of a type, or null if there is none.
+nb::object attribute(PyTypeObject *type, const char *name) {
+    PyObject *value = PyObject_GetAttrString(reinterpret_cast<PyObject *>(type), name);
+    if (value == nullptr) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) rethrow();
+        PyErr_Clear();
+    }
+    return nb::steal(value);
+}
+
+bool has_int(PyTypeObject *type, const char *name) {
+    nb::object value = attribute(type, name);
+    return value.is_valid() && PyLong_CheckExact(value.ptr());
+}
+
+PyTypeObject *import_type(const char *module, const char *name) {
+    nb::object type = nb::module_::import_(module).attr(name);
+    return reinterpret_cast<PyTypeObject *>(type.release().ptr());
+}
+
+}  // namespace
+
+const Collections &collections() {
+    static const Collections found{import_type("collections", "defaultdict"),
+                                   import_type("collections", "deque")};
+    return found;
+}
+
+nb::object namedtuple_fields(PyTypeObject *type) {
+    nb::object fields = attribute(type, "_fields");
+    bool valid = fields.is_valid() && PyTuple_CheckExact(fields.ptr());
+    for (Py_ssize_t i = 0; valid && i < PyTuple_GET_SIZE(fields.ptr()); ++i) {
+        valid = PyUnicode_CheckExact(PyTuple_GET_ITEM(fields.ptr(), i));
+    }
+    return valid ? fields : nb::object();
+}
+
+bool is_namedtuple_type(PyTypeObject *type) {
+    if (!PyType_IsSubtype(type, &PyTuple_Type) || !namedtuple_fields(type).is_valid()) return false;
+    nb::object make = attribute(type, "_make");
+    return make.is_valid() && PyCallable_Check(make.ptr());
+}
+
+bool is_struct_sequence_type(PyTypeObject *type) {
+    return type->tp_base == &PyTuple_Type && !PyType_HasFeature(type, Py_TPFLAGS_BASETYPE) &&
+           has_int(type, "n_fields") && has_int(type, "n_sequence_fields") &&
+           has_int(type, "n_unnamed_fields") && type->tp_new != nullptr &&
+           type->tp_new != PyTuple_Type.tp_new;
+}
+
+bool is_dict_subclass_type(PyTypeObject *type) {
+    return type != &PyDict_Type && PyType_IsSubtype(type, &PyDict_Type) &&
+           type->tp_init == PyDict_Type.tp_init && type->tp_new == PyDict_Type.tp_new;
+}
+
+std::size_t struct_sequence_size(PyTypeObject *type) {
+    nb::object size = attribute(type, "n_sequence_fields");
+    std::size_t value = size.is_valid() ? PyLong_AsSize_t(size.ptr()) : 0;
+    if (PyErr_Occurred()) rethrow();
+    return value;
+}
+
+nb::object struct_sequence_field(PyTypeObject *type, std::size_t index) {
+    auto offset =
+        static_cast<Py_ssize_t>(offsetof(PyTupleObject, ob_item) + index * sizeof(PyObject *));
+    for (PyMemberDef *member = type->tp_members; member && member->name; ++member) {
+        if (member->offset == offset) return owned(PyUnicode_FromString(member->name));
+    }
+    return owned(PyLong_FromSize_t(index));
+}
+
+Class Classifier::learn(PyTypeObject *type) {
+    Class found = look_up(type);
+    Py_INCREF(type);
+    Class &place = known_[slot(type)];
+    PyTypeObject *before = place.type;
+    place = found;
+    Py_XDECREF(before);
+    return found;
+}
+
+Class Classifier::look_up(PyTypeObject *type) const {
+    if (type == Py_TYPE(Py_None)) {
+        return {type, none_is_leaf_ ? Kind::Leaf : Kind::None, nullptr};
+    }
+    if (type == &PyODict_Type) return {type, Kind::OrderedDict, nullptr};
+    if (type == collections().defaultdict) return {type, Kind::DefaultDict, nullptr};
+    if (type == collections().deque) return {type, Kind::Deque, nullptr};
+    if (PyObject *registration = snapshot_.find(type)) return {type, Kind::Custom, registration};
+    if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
+        if (is_struct_sequence_type(type)) return {type, Kind::StructSequence, nullptr};
+        if (is_namedtuple_type(type)) return {type, Kind::NamedTuple, nullptr};
+    } else if (is_dict_subclass_type(type)) {
+        return {type, Kind::DictSubclass, nullptr};
+    }
+    return {type, Kind::Leaf, nullptr};
+}
+
+bool Classifier::has_all_fields(PyObject *tree) {
+    nb::object fields = attribute(Py_TYPE(tree), "_fields");
+    return fields.is_valid() && PyTuple_Check(fields.ptr()) &&
+           PyTuple_GET_SIZE(fields.ptr()) == PyTuple_GET_SIZE(tree);
+}
+
+PyTypeObject *type_of(const Node &node) {
+    switch (node.kind) {
+        case Kind::None:
+            return Py_TYPE(Py_None);
+        case Kind::Tuple:
+            return &PyTuple_Type;
+        case Kind::List:
+            return &PyList_Type;
+        case Kind::Dict:
+            return &PyDict_Type;
+        case Kind::OrderedDict:
+            return &PyODict_Type;
+        case Kind::DefaultDict:
+            return collections().defaultdict;
+        case Kind::Deque:
+            return collections().deque;
+        case Kind::DictSubclass:
+            return reinterpret_cast<PyTypeObject *>(PyTuple_GET_ITEM(node.data, 0));
+        case Kind::NamedTuple:
+        case Kind::StructSequence:
+            return reinterpret_cast<PyTypeObject *>(node.data);
+        case Kind::Custom:
+            return Registration{PyTuple_GET_ITEM(node.data, 0)}.cls();
+        case Kind::Leaf:
+            break;
+    }
+    return nullptr;
+}
+
+nb::object qualname(PyTypeObject *type) {
+    return owned(PyObject_GetAttrString(reinterpret_cast<PyObject *>(type), "__qualname__"));
+}
+
+nb::object describe_type(PyTypeObject *type) {
+    nb::object name = qualname(type);
+    Py_UCS4 first = PyUnicode_GetLength(name.ptr()) ? PyUnicode_ReadChar(name.ptr(), 0) : 0;
+    bool vowel = first != 0 && first < 128 && std::strchr("aeiouAEIOU", static_cast<int>(first));
+    return owned(PyUnicode_FromFormat("%s %U", vowel ? "an" : "a", name.ptr()));
+}
+
+nb::object describe(PyTypeObject *type, std::size_t children) {
+    return owned(PyUnicode_FromFormat("%U of %zu", describe_type(type).ptr(), children));
+}
+
+nb::object describe(PyObject *tree) {
+    if (tree == Py_None) return owned(PyUnicode_FromString("None"));
+    bool sized = PyDict_Check(tree) || PyList_Check(tree) || PyTuple_Check(tree) ||
+                 PyObject_TypeCheck(tree, collections().deque);
+    if (!sized) return describe_type(Py_TYPE(tree));
+    Py_ssize_t size = PyDict_Check(tree) ? PyDict_Size(tree) : PyObject_Size(tree);
+    return describe(Py_TYPE(tree), static_cast<std::size_t>(checked(static_cast<int>(size))));
+}
+
+}  // namespace pytree

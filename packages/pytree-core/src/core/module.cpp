@@ -1,0 +1,32 @@
+#include "calls.hpp"
+#include "compare.hpp"
+#include "key_layout.hpp"
+#include "kinds.hpp"
+#include "registry.hpp"
+#include "treespec.hpp"
+
+NB_MODULE(_core, module) {
+    using namespace pytree;
+
+    collections();
+    add_key_layout_type();
+    add_treespec_type(module);
+    add_calls(module);
+    module.attr("MAX_DEPTH") = kMaxDepth;
+    module.def("treespec_from_state", from_state, nb::arg("state").none(),
+               "Rebuild a TreeSpec from what pickle saved, trusting none of it.");
+    module.def("publish", publish, nb::arg("namespace"), nb::arg("registrations"),
+               "Replace the registrations of a namespace.");
+    module.def(
+        "mismatches",
+        [](nb::handle treespec, nb::handle tree) {
+            RefVector<128> subtrees;
+            nb::list texts;
+            for (auto &text : flatten_up_to(view_of(treespec.ptr()), tree.ptr(), subtrees)) {
+                texts.append(text);
+            }
+            return texts;
+        },
+        nb::arg("treespec"), nb::arg("tree").none(),
+        "List all places where a tree does not have the structure, from left to right.");
+}

@@ -1,0 +1,49 @@
+// Owning and raising, on both sides of the border to Python.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <new>
+#include <utility>
+
+namespace pytree {
+
+namespace nb = nanobind;
+
+/// Throws what Python has raised.
+[[noreturn]] inline void rethrow() { nb::raise_python_error(); }
+
+/// Owns a new reference, or throws what Python raised instead of making one.
+inline nb::object owned(PyObject *made) {
+    if (made == nullptr) rethrow();
+    return nb::steal(made);
+}
+
+/// Passes a status of the C API on, or throws what Python raised.
+inline int checked(int status) {
+    if (status < 0) rethrow();
+    return status;
+}
+
+/// Raises a Python exception with a text formatted as by `PyUnicode_FromFormat`.
+template <typename... T>
+[[noreturn]] void raise(PyObject *type, const char *format, T... values) {
+    PyErr_Format(type, format, values...);
+    rethrow();
+}
+
+/// Runs the body of a function that Python calls: C++ exceptions end here.
+template <typename Body>
+PyObject *guarded(Body &&body) noexcept {
+    try {
+        return nb::object(body()).release().ptr();
+    } catch (nb::python_error &error) {
+        error.restore();
+    } catch (const std::bad_alloc &) {
+        PyErr_NoMemory();
+    }
+    return nullptr;
+}
+
+}  // namespace pytree

@@ -1,0 +1,90 @@
+// Vectors that live on the stack until they grow.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#include "python.hpp"
+
+namespace pytree {
+
+/// A vector of plain values, the first `N` of them without an allocation.
+template <typename T, std::size_t N>
+class SmallVector {
+    static_assert(std::is_trivially_copyable_v<T>);
+
+   public:
+    SmallVector() = default;
+    SmallVector(const SmallVector &) = delete;
+    SmallVector &operator=(const SmallVector &) = delete;
+    ~SmallVector() {
+        if (data_ != local_) std::free(data_);
+    }
+
+    void push(T value) {
+        if (size_ == capacity_) reserve(2 * capacity_);
+        data_[size_++] = value;
+    }
+
+    void reserve(std::size_t capacity) {
+        if (capacity <= capacity_) return;
+        T *grown = static_cast<T *>(std::malloc(capacity * sizeof(T)));
+        if (grown == nullptr) throw std::bad_alloc();
+        std::memcpy(static_cast<void *>(grown), data_, size_ * sizeof(T));
+        if (data_ != local_) std::free(data_);
+        data_ = grown;
+        capacity_ = capacity;
+    }
+
+    T pop() { return data_[--size_]; }
+    /// Forgets all values from `size` on.
+    void truncate(std::size_t size) { size_ = size; }
+
+    T &operator[](std::size_t i) { return data_[i]; }
+    const T &operator[](std::size_t i) const { return data_[i]; }
+    T *data() { return data_; }
+    const T *data() const { return data_; }
+    std::size_t size() const { return size_; }
+
+   private:
+    T local_[N];
+    T *data_ = local_;
+    std::size_t size_ = 0;
+    std::size_t capacity_ = N;
+};
+
+/// A vector that owns references to Python objects.
+template <std::size_t N>
+class RefVector : public SmallVector<PyObject *, N> {
+    using Base = SmallVector<PyObject *, N>;
+
+   public:
+    ~RefVector() { drop(0); }
+
+    void push(nb::object value) {
+        Base::push(value.ptr());  // may throw, and then `value` is still owned
+        value.release();
+    }
+    nb::object pop() { return nb::steal(Base::pop()); }
+    /// Takes the value at `i` out, leaving nothing there.
+    nb::object take(std::size_t i) { return nb::steal(std::exchange((*this)[i], nullptr)); }
+    /// Releases all values from `size` on.
+    void drop(std::size_t size) {
+        // A destructor of Python may run at each release, so the vector is shortened before.
+        while (Base::size() > size) Py_XDECREF(Base::pop());
+    }
+};
+
+/// Moves all values into a list.
+template <std::size_t N>
+nb::object take_list(RefVector<N> &values) {
+    nb::object list = owned(PyList_New(static_cast<Py_ssize_t>(values.size())));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), values[i]);
+    }
+    values.truncate(0);
+    return list;
+}
+
+}  // namespace pytree

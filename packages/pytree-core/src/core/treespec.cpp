@@ -1,0 +1,127 @@
+#include "treespec.hpp"
+
+#include <structmember.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace pytree {
+namespace {
+
+PyTypeObject *treespec_type = nullptr;
+
+TreeSpec *as_treespec(PyObject *self) { return reinterpret_cast<TreeSpec *>(self); }
+
+NodeView nodes_of(PyObject *self) { return as_treespec(self)->view(); }
+
+nb::object allocate(std::size_t size) {
+    nb::object made = owned(reinterpret_cast<PyObject *>(
+        PyObject_GC_NewVar(TreeSpec, treespec_type, static_cast<Py_ssize_t>(size))));
+    as_treespec(made.ptr())->weakrefs = nullptr;
+    as_treespec(made.ptr())->hash = -1;
+    return made;
+}
+
+// The life of an object. Like a tuple it needs no tp_clear: it never changes, so that a cycle
+// through it has a mutable member elsewhere.
+
+void dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_TRASHCAN_BEGIN(self, dealloc);
+    if (as_treespec(self)->weakrefs != nullptr) PyObject_ClearWeakRefs(self);
+    NodeView nodes = nodes_of(self);
+    for (std::size_t i = 0; i < nodes.size; ++i) Py_XDECREF(nodes[i].data);
+    type->tp_free(self);
+    Py_DECREF(type);
+    Py_TRASHCAN_END;
+}
+
+int traverse(PyObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    NodeView nodes = nodes_of(self);
+    for (std::size_t i = 0; i < nodes.size; ++i) Py_VISIT(nodes[i].data);
+    return 0;
+}
+
+}  // namespace
+
+void check_depth(NodeView nodes) {
+    std::vector<unsigned> heights;  // of the subtrees that have no parent yet
+    for (std::size_t i = 0; i < nodes.size; ++i) {
+        unsigned height = 0;
+        for (std::size_t j = 0; j < nodes[i].arity; ++j) {
+            height = std::max(height, heights.back() + 1);
+            heights.pop_back();
+        }
+        if (height > kMaxDepth) {
+            raise(PyExc_RecursionError, "the structure is nested more than %u deep", kMaxDepth);
+        }
+        heights.push_back(height);
+    }
+}
+
+nb::object make_treespec(NodeBuffer &nodes) {
+    NodeView view = nodes.view();
+    nb::object made = allocate(view.size);
+    std::memcpy(as_treespec(made.ptr())->nodes, view.nodes, view.size * sizeof(Node));
+    nodes.release();
+    PyObject_GC_Track(made.ptr());
+    return made;
+}
+
+nb::object copy_treespec(NodeView nodes) {
+    NodeBuffer copy;
+    for (std::size_t i = 0; i < nodes.size; ++i) copy.push(nodes[i]);
+    return make_treespec(copy);
+}
+
+NodeView view_of(PyObject *treespec) {
+    if (Py_TYPE(treespec) != treespec_type) {
+        raise(PyExc_TypeError, "expected a TreeSpec, got %R", treespec);
+    }
+    return nodes_of(treespec);
+}
+
+nb::object compose(NodeView outer, NodeView inner) {
+    std::uint64_t leaves = inner.root().num_leaves, nodes = inner.size;
+    NodeBuffer made;
+    for (std::size_t i = 0; i < outer.size; ++i) {
+        const Node &node = outer[i];
+        if (node.kind == Kind::Leaf) {
+            for (std::size_t j = 0; j < inner.size; ++j) made.push(inner[j]);
+        } else {
+            made.push(node.kind, node.arity, node.num_leaves * leaves,
+                      node.num_nodes - node.num_leaves + node.num_leaves * nodes,
+                      nb::borrow(node.data));
+        }
+    }
+    check_depth(made.view());
+    return make_treespec(made);
+}
+
+PyTypeObject *make_treespec_type(PyType_Slot *protocols) {
+    std::vector<PyType_Slot> slots = {
+        {Py_tp_dealloc, reinterpret_cast<void *>(dealloc)},
+        {Py_tp_traverse, reinterpret_cast<void *>(traverse)},
+    };
+    static PyMemberDef members[] = {
+        {"__weaklistoffset__", T_PYSSIZET, offsetof(TreeSpec, weakrefs), READONLY, nullptr},
+        {nullptr, 0, 0, 0, nullptr},
+    };
+    slots.push_back({Py_tp_members, members});
+    for (; protocols->slot != 0; ++protocols) slots.push_back(*protocols);
+    slots.push_back({0, nullptr});
+    PyType_Spec spec = {
+        "pytree_core.TreeSpec",
+        offsetof(TreeSpec, nodes),
+        sizeof(Node),
+        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+            Py_TPFLAGS_IMMUTABLETYPE,
+        slots.data(),
+    };
+    treespec_type = reinterpret_cast<PyTypeObject *>(owned(PyType_FromSpec(&spec)).release().ptr());
+    return treespec_type;
+}
+
+}  // namespace pytree

@@ -1,0 +1,120 @@
+#include "unflatten.hpp"
+
+#include "key_layout.hpp"
+#include "kinds.hpp"
+
+namespace pytree {
+namespace {
+
+using Stack = RefVector<64>;
+
+/// Moves the children into a new tuple or list, which is complete before anybody sees it.
+nb::object move_to_sequence(Stack &stack, std::size_t arity, bool as_list) {
+    auto size = static_cast<Py_ssize_t>(arity);
+    nb::object sequence = owned(as_list ? PyList_New(size) : PyTuple_New(size));
+    std::size_t base = stack.size() - arity;
+    for (Py_ssize_t i = 0; i < size; ++i) {
+        PyObject *child = stack[base + static_cast<std::size_t>(i)];
+        if (as_list) {
+            PyList_SET_ITEM(sequence.ptr(), i, child);
+        } else {
+            PyTuple_SET_ITEM(sequence.ptr(), i, child);
+        }
+    }
+    stack.truncate(base);
+    return sequence;
+}
+
+/// Fills a dict in the order of insertion. The children stay on the stack.
+nb::object fill(nb::object dict, KeyLayout *layout, const Stack &stack) {
+    std::size_t size = layout->size(), base = stack.size() - size;
+    bool ordered = PyODict_CheckExact(dict.ptr());
+    for (std::size_t i = 0; i < size; ++i) {
+        PyObject *key = layout->keys()[i], *value = stack[base + layout->rank()[i]];
+        checked(ordered ? PyODict_SetItem(dict.ptr(), key, value)
+                        : PyDict_SetItem(dict.ptr(), key, value));
+    }
+    return dict;
+}
+
+nb::object build_mapping(const Node &node, Stack &stack) {
+    KeyLayout *layout = layout_of(node);
+    nb::object dict;
+    switch (node.kind) {
+        case Kind::OrderedDict:
+            dict = fill(owned(PyODict_New()), layout, stack);
+            break;
+        case Kind::DefaultDict: {
+            auto *type = reinterpret_cast<PyObject *>(collections().defaultdict);
+            dict = owned(PyObject_CallOneArg(type, PyTuple_GET_ITEM(node.data, 0)));
+            dict = fill(std::move(dict), layout, stack);
+            break;
+        }
+        default:
+            dict = fill(owned(PyDict_New()), layout, stack);
+    }
+    if (node.kind == Kind::DictSubclass) {
+        dict = owned(PyObject_CallOneArg(PyTuple_GET_ITEM(node.data, 0), dict.ptr()));
+    }
+    stack.drop(stack.size() - node.arity);
+    return dict;
+}
+
+nb::object build_deque(nb::object children, PyObject *maxlen) {
+    auto *type = reinterpret_cast<PyObject *>(collections().deque);
+    return owned(PyObject_CallFunctionObjArgs(type, children.ptr(), maxlen, nullptr));
+}
+
+nb::object build_namedtuple(nb::object children, PyObject *type) {
+    nb::object arguments = owned(PyTuple_Pack(1, children.ptr()));
+    // As `_make` does, and past a constructor that may take something else than the fields.
+    return owned(
+        PyTuple_Type.tp_new(reinterpret_cast<PyTypeObject *>(type), arguments.ptr(), nullptr));
+}
+
+nb::object build_custom(nb::object children, PyObject *data) {
+    Registration registration{PyTuple_GET_ITEM(data, 0)};
+    PyObject *arguments[] = {PyTuple_GET_ITEM(data, 1), children.ptr()};
+    return owned(PyObject_Vectorcall(registration.unflatten_func(), arguments, 2, nullptr));
+}
+
+nb::object build(const Node &node, Stack &stack) {
+    if (is_mapping(node.kind)) return build_mapping(node, stack);
+    if (node.kind == Kind::None) return nb::none();
+    nb::object children = move_to_sequence(stack, node.arity, node.kind == Kind::List);
+    switch (node.kind) {
+        case Kind::Deque:
+            return build_deque(std::move(children), node.data);
+        case Kind::NamedTuple:
+            return build_namedtuple(std::move(children), node.data);
+        case Kind::StructSequence:
+            return owned(PyObject_CallOneArg(node.data, children.ptr()));
+        case Kind::Custom:
+            return build_custom(std::move(children), node.data);
+        default:
+            return children;
+    }
+}
+
+}  // namespace
+
+nb::object unflatten(NodeView nodes, RefVector<128> &leaves) {
+    Stack stack;
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < nodes.size; ++i) {
+        const Node &node = nodes[i];
+        stack.push(node.kind == Kind::Leaf ? leaves.take(next++) : build(node, stack));
+    }
+    return stack.pop();
+}
+
+void read_leaves(PyObject *iterable, std::size_t expected, RefVector<128> &leaves) {
+    nb::object sequence = owned(PySequence_Fast(iterable, "the leaves must be an iterable"));
+    auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()));
+    if (size != expected) raise(PyExc_ValueError, "expected %zu leaves, got %zu", expected, size);
+    leaves.reserve(size);
+    PyObject **items = PySequence_Fast_ITEMS(sequence.ptr());
+    for (std::size_t i = 0; i < size; ++i) leaves.push(nb::borrow(items[i]));
+}
+
+}  // namespace pytree
