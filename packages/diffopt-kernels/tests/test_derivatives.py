@@ -148,7 +148,7 @@ def test_hypergradients_equal_central_differences(path, make_problem, wanted):
     weights = problem.weights()
     (actual,) = torch.autograd.grad(inner(weights, problem.step(*inputs)), inputs[wanted])
 
-    h = 1e-4 * inputs[wanted].item()
+    h = 1e-5 * inputs[wanted].item()
     sides = []
     for sign in (1, -1):
         moved = [x.detach() for x in inputs]

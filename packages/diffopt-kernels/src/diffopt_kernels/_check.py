@@ -176,6 +176,8 @@ def _check_steps(steps: Any, count: int) -> tuple[int, ...]:
 
 
 def _integer(step: Any) -> int:
+    if isinstance(step, int):  # `index` would make torch.compile compile each step anew
+        return step
     try:
         return operator.index(step)
     except TypeError:
