@@ -1,0 +1,224 @@
+"""One differentiable Adam step, forward and backward: fused, composed, TorchOpt's.
+
+The claim: the fused step of diffopt-kernels is several times faster than the same formula in
+torch operations, and than TorchOpt's (where installed). All candidates take the same fresh inputs, their results
+are compared before anything is timed, and rounds are interleaved. Only ratios mean anything.
+
+    python benchmarks/adam_step.py [--quick] [--threads N] [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from diffopt_kernels import adam_step, build_info
+from diffopt_kernels._check import check_adam
+from diffopt_kernels._composed import adam as composed_adam
+from torch import Tensor
+
+NUMBERS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+STEP = 3
+
+Column = list[Tensor]
+Step = Callable[[Column, Column, Column], list[Tensor]]
+
+
+def resnet18_like() -> list[tuple[int, ...]]:
+    """Return 62 shapes, 11.2 million elements: convolutions, batch norms, a linear layer."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    width = 64
+    for out in (64, 128, 256, 512):
+        for block in range(2):
+            shapes += [(out, width, 3, 3), (out,), (out,), (out, out, 3, 3), (out,), (out,)]
+            if block == 0 and out != width:
+                shapes += [(out, width, 1, 1), (out,), (out,)]
+            width = out
+    return [*shapes, (5, 512), (5,)]
+
+
+CASES: dict[str, list[tuple[int, ...]]] = {
+    "8 tiny tensors": [(4, 4)] * 8,
+    "one tensor of 2^12": [(2**12,)],
+    "MLP, 8 tensors, 242 k": [
+        *[(256, 784), (256,), (128, 256), (128,)],
+        *[(64, 128), (64,), (5, 64), (5,)],
+    ],
+    "conv net, 18 tensors, 112 k": [
+        (64, 1, 3, 3),
+        *[(64,)] * 3,
+        *([(64, 64, 3, 3), (64,), (64,), (64,)] * 3),
+        (5, 64),
+        (5,),
+    ],
+    "one tensor of 2^20": [(2**20,)],
+    "ResNet-18-like, 62 tensors, 11 M": resnet18_like(),
+}
+
+
+def fused(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tensor]:
+    """Take the step as users do."""
+    columns = adam_step(grads, exp_avgs, exp_avg_sqs, STEP, **NUMBERS)
+    return [t for column in columns for t in column]
+
+
+def composed(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tensor]:
+    """Take the composed path where the fused one would be taken."""
+    lr, betas, eps = NUMBERS["lr"], NUMBERS["betas"], NUMBERS["eps"]
+    call, inputs = check_adam(
+        grads, exp_avgs, exp_avg_sqs, STEP, lr, betas, eps, 0.0, 0.0, None, False, False
+    )
+    return composed_adam(call, inputs)
+
+
+def torchopt_step(accelerated: bool) -> Step:
+    """Return TorchOpt's transform, its state set to the moments given."""
+    import torchopt  # pyright: ignore[reportMissingImports]
+
+    transform = torchopt.transform.scale_by_adam
+    if accelerated:
+        transform = torchopt.transform.scale_by_accelerated_adam
+    b1, b2 = NUMBERS["betas"]
+    scale = transform(b1=b1, b2=b2, eps=NUMBERS["eps"], moment_requires_grad=True)
+
+    def step(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tensor]:
+        state = scale.init(grads)
+        count = [torch.full_like(c, STEP - 1) for c in state.count]
+        state = state._replace(mu=exp_avgs, nu=exp_avg_sqs, count=count)
+        updates, state = scale.update(grads, state, inplace=False)
+        return [*(-NUMBERS["lr"] * u for u in updates), *state.mu, *state.nu]
+
+    return step
+
+
+def candidates() -> tuple[dict[str, Step], dict[str, str]]:
+    """Return what can be timed here, and why the rest cannot."""
+    found: dict[str, Step] = {"fused": fused, "composed": composed}
+    failed = {}
+    for name, accelerated in (("TorchOpt", False), ("TorchOpt accelerated", True)):
+        try:
+            found[name] = torchopt_step(accelerated)
+        except Exception as error:  # noqa: PERF203 - a peer's failure is a result
+            failed[name] = f"{type(error).__name__}: {error}"
+    return found, failed
+
+
+def make_inputs(shapes: list[tuple[int, ...]], seed: int) -> tuple[Column, Column, Column]:
+    """Return gradients and moments that require grad, as in the middle of an unrolled loop."""
+    generator = torch.Generator().manual_seed(seed)
+    g, m, v = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(3))
+    v = [x.abs() + 1e-3 for x in v]
+    for x in (*g, *m, *v):
+        x.requires_grad_()
+    return g, m, v
+
+
+def forward_and_backward(
+    step: Step, inputs: tuple[Column, Column, Column], weights: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """Take the step and its vector-Jacobian product in all inputs."""
+    flat = [t for column in inputs for t in column]
+    return torch.autograd.grad(step(*inputs), flat, weights)
+
+
+def compare(name: str, actual: Step, shapes: list[tuple[int, ...]]) -> None:
+    """Raise unless a candidate's values and derivatives are those of the composed step."""
+    inputs = make_inputs(shapes, 0)
+    weights = [torch.randn_like(t) for column in inputs for t in column]
+    pairs = zip(
+        (*actual(*inputs), *forward_and_backward(actual, inputs, weights)),
+        (*composed(*inputs), *forward_and_backward(composed, inputs, weights)),
+        strict=True,
+    )
+    for a, b in pairs:
+        error = (a - b).norm() / b.norm().clamp_min(1e-30)
+        if not error < 1e-5:
+            raise ArithmeticError(f"{name} is off by {error:.1e}")
+
+
+def measure(
+    steps: dict[str, Step], shapes: list[tuple[int, ...]], rounds: int, seconds: float
+) -> dict[str, float]:
+    """Return the median time of each candidate in microseconds, over interleaved rounds."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    inputs = make_inputs(shapes, 1)
+    weights = [torch.randn_like(t) for column in inputs for t in column]
+    repeats = {}
+    for name, step in steps.items():
+        forward_and_backward(step, inputs, weights)  # warm-up
+        start = time.perf_counter()
+        forward_and_backward(step, inputs, weights)
+        repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                forward_and_backward(step, inputs, weights)
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: 1e6 * statistics.median(values) for name, values in times.items()}
+
+
+def machine(threads: int) -> dict[str, object]:
+    """Return what a figure cannot be read without."""
+    try:
+        torchopt = version("torchopt")
+    except PackageNotFoundError:
+        torchopt = "not installed"
+    return {
+        "date": date.today().isoformat(),
+        "threads": threads,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "cpu": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchopt": torchopt,
+        "diffopt-kernels": build_info(),
+    }
+
+
+def main() -> None:
+    """Measure, print a table of ratios, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: figures mean nothing")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rounds, seconds = (1, 0.0) if arguments.quick else (15, 0.1)
+
+    steps, failed = candidates()
+    report: dict[str, object] = {"machine": machine(arguments.threads), "failed": failed}
+    print(", ".join(f"{key} {value}" for key, value in machine(arguments.threads).items()))
+    print(f"{'microseconds, median':34}", *(f"{name:>22}" for name in steps))
+    cases = {}
+    for case, shapes in CASES.items():
+        right: dict[str, Step] = {}
+        for name, step in steps.items():
+            try:
+                compare(name, step, shapes)
+                right[name] = step
+            except Exception as error:  # noqa: PERF203 - a peer's failure is a result
+                failed[f"{name}, {case}"] = f"{type(error).__name__}: {error}"
+        times = measure(right, shapes, rounds, seconds)
+        cases[case] = times
+        cells = [
+            f"{times[n]:.0f} ({times[n] / times['fused']:.2f}x)" if n in times else "failed"
+            for n in steps
+        ]
+        print(f"{case:34}", *(f"{cell:>22}" for cell in cells))
+    for name, why in failed.items():
+        print(f"{name}: {why}")
+    report["microseconds"] = cases
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
