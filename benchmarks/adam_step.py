@@ -1,8 +1,9 @@
 """One differentiable Adam step, forward and backward: fused, composed, TorchOpt's.
 
 The claim: the fused step of diffopt-kernels is several times faster than the same formula in
-torch operations, and than TorchOpt's (where installed). All candidates take the same fresh inputs, their results
-are compared before anything is timed, and rounds are interleaved. Only ratios mean anything.
+torch operations, and than TorchOpt's, where that is installed. All candidates take the same fresh
+inputs, their results are compared before anything is timed, and rounds are interleaved. Only
+ratios mean anything.
 
     python benchmarks/adam_step.py [--quick] [--threads N] [--json FILE]
 """
