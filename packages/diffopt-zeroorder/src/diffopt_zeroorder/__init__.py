@@ -1,0 +1,10 @@
+"""Zero-order differentiation in PyTorch: gradients of functions from their values alone."""
+
+from importlib.metadata import version
+
+from diffopt_zeroorder._decorator import zero_order as zero_order
+from diffopt_zeroorder._method import Antithetic as Antithetic
+from diffopt_zeroorder._method import Method as Method
+from diffopt_zeroorder._noise import Sampler as Sampler
+
+__version__ = version("diffopt-zeroorder")
