@@ -42,9 +42,12 @@ nb::object difference(const nb::object &keys, const nb::object &others) {
 
 nb::object different_keys(KeyLayout *layout, PyObject *tree) {
     nb::object expected = layout->leaf_keys(), found = owned(PyDict_Keys(tree));
-    nb::object changes = text("%R missing and %R unexpected", difference(expected, found),
-                              difference(found, expected));
-    nb::object got = text("%U with %U", describe_type(Py_TYPE(tree)), changes);
+    nb::object missing = difference(expected, found), besides = difference(found, expected);
+    nb::object got = describe_type(Py_TYPE(tree));
+    bool both = PyList_GET_SIZE(missing.ptr()) != 0 && PyList_GET_SIZE(besides.ptr()) != 0;
+    if (PyList_GET_SIZE(missing.ptr()) != 0) got = text("%U without %R", got, missing);
+    if (both) got = owned(PyUnicode_FromFormat("%U and", got.ptr()));
+    if (PyList_GET_SIZE(besides.ptr()) != 0) got = text("%U with %R besides", got, besides);
     return text("expected the keys %R, got %U", expected, got);
 }
 

@@ -13,8 +13,6 @@ NB_MODULE(_core, module) {
     add_treespec_type(module);
     add_calls(module);
     module.attr("MAX_DEPTH") = kMaxDepth;
-    module.def("treespec_from_state", from_state, nb::arg("state").none(),
-               "Rebuild a TreeSpec from what pickle saved, trusting none of it.");
     module.def("publish", publish, nb::arg("namespace"), nb::arg("registrations"),
                "Replace the registrations of a namespace.");
     module.def(

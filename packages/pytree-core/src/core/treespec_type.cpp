@@ -148,6 +148,10 @@ PyObject *from_json(PyObject *, PyObject *text) {
     });
 }
 
+PyObject *load(PyObject *, PyObject *state) {
+    return guarded([&] { return from_state(nb::borrow(state)); });
+}
+
 PyGetSetDef properties[] = {
     {"num_leaves", num_leaves, nullptr, "How many leaves the tree has.", nullptr},
     {"num_nodes", num_nodes, nullptr, "How many nodes the tree has, leaves included.", nullptr},
@@ -191,6 +195,14 @@ PyMethodDef table[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
+// Not bound by nanobind, whose functions pickle does not know.
+PyMethodDef functions[] = {
+    {"treespec_from_state", load, METH_O,
+     "treespec_from_state(state, /)\n--\n\nRebuild a TreeSpec from what pickle saved, trusting "
+     "none of it."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 char doc[] =
     "The structure of a tree: everything but its leaves.\n\n"
     "Immutable; compares and hashes by value; can be pickled. Made by `tree_flatten` and\n"
@@ -219,6 +231,7 @@ PyType_Slot protocols[] = {
 void add_treespec_type(nb::module_ &module) {
     auto *type = reinterpret_cast<PyObject *>(make_treespec_type(methods::protocols));
     module.attr("TreeSpec") = nb::handle(type);
+    checked(PyModule_AddFunctions(module.ptr(), methods::functions));
 }
 
 }  // namespace pytree

@@ -124,7 +124,8 @@ class TreeSpec:
 
     kind: Kind
     type: type | None = None
-    metadata: Any = None
+    metadata: Any = None  # of a registered type; the factory or maxlen of a collection
+    keys: tuple[Any, ...] = ()
     nested: tuple[TreeSpec, ...] = ()
     registration: Registration | None = None
     entries: tuple[Any, ...] = field(default=(), compare=False)
@@ -182,7 +183,7 @@ class TreeSpec:
             case kind if kind in _MAPPINGS:
                 by_key = dict(zip(self.entries, children, strict=True))
                 items = {key: by_key[key] for key in self.insertion}
-                return defaultdict(self.metadata[0], items) if cls is defaultdict else cls(items)
+                return defaultdict(self.metadata, items) if cls is defaultdict else cls(items)
         return cls(children)
 
     def flatten_up_to(self, tree: Any) -> list[Any]:
@@ -212,9 +213,11 @@ class TreeSpec:
             missing = [key for key in self.entries if key not in items]
             unexpected = [key for key in items if key not in set(self.entries)]
             if missing or unexpected:
+                changes = [f"without {missing!r}"] * bool(missing)
+                changes += [f"with {unexpected!r} besides"] * bool(unexpected)
                 raise MismatchError(
-                    f"expected the keys {list(self.entries)!r}, got {with_article(type(tree))} "
-                    f"with {missing!r} missing and {unexpected!r} unexpected"
+                    f"expected the keys {list(self.entries)!r}, "
+                    f"got {with_article(type(tree))} {' and '.join(changes)}"
                 )
             return [items[key] for key in self.entries]
         if type(tree) is not self.type:
@@ -288,7 +291,7 @@ class TreeSpec:
         pairs = zip(self.entries, shown, strict=True)
         items = "{" + ", ".join(f"{key!r}: {s}" for key, s in pairs) + "}"
         if self.kind is Kind.DEFAULT_DICT:
-            return f"defaultdict({self.metadata[0]!r}, {items})"
+            return f"defaultdict({self.metadata!r}, {items})"
         return items if self.kind is Kind.DICT else f"{name}({items})"
 
 
@@ -344,7 +347,7 @@ def tree_flatten(
         metadata: Any = None
         children: Iterable[Any] = ()
         registration = None
-        entries = insertion = ()
+        entries = keys = insertion = ()
         match kind:
             case Kind.LEAF:
                 leaves.append(tree)
@@ -356,10 +359,9 @@ def tree_flatten(
             case kind if kind in _MAPPINGS:
                 items = dict(tree.items() if kind is Kind.ORDERED_DICT else dict.items(tree))
                 insertion = tuple(items)
-                entries = insertion if kind is Kind.ORDERED_DICT else sorted_keys(insertion)
-                factory = tree.default_factory if kind is Kind.DEFAULT_DICT else None
-                metadata = (factory, entries)
-                children = [items[key] for key in entries]
+                keys = insertion if kind is Kind.ORDERED_DICT else sorted_keys(insertion)
+                metadata = tree.default_factory if kind is Kind.DEFAULT_DICT else None
+                children, entries = [items[key] for key in keys], keys
             case Kind.DEQUE:
                 metadata, children = tree.maxlen, list(tree)
             case Kind.TUPLE | Kind.LIST | Kind.NAMED_TUPLE | Kind.STRUCT_SEQUENCE:
@@ -371,7 +373,7 @@ def tree_flatten(
             entries = struct_sequence_entries(cls)
         elif not entries:
             entries = tuple(range(len(nested)))
-        return TreeSpec(kind, cls, metadata, nested, registration, entries, insertion)
+        return TreeSpec(kind, cls, metadata, keys, nested, registration, entries, insertion)
 
     return leaves, flatten(tree)
 

@@ -1,11 +1,9 @@
 """Dataclasses that are nodes: `dataclass`, `field` and `register_node`."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 from pytree_core._registry import register_pytree_node
-
-T = TypeVar("T", bound=type)
 
 _PYTREE_NODE = "pytree_node"
 
@@ -61,7 +59,7 @@ def dataclass(cls: Any = None, /, *, namespace: str = "", **options: Any) -> Any
     return register_node(dataclasses.dataclass(**options)(cls), namespace=namespace)
 
 
-def register_node(cls: T, *, namespace: str = "") -> T:
+def register_node(cls: Any, *, namespace: str = "") -> Any:
     """Make the objects of an existing dataclass nodes.
 
     Args:
