@@ -1,0 +1,53 @@
+"""What a process started by `launch` does."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+
+import cloudpickle
+import torch
+from torch.distributed import rpc
+
+from diffopt_dist._world import worker_name
+
+
+def main(folder: Path, rank: int) -> None:
+    """Join the world, run the function, leave its result or its traceback behind."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.path[:], settings, job = cloudpickle.loads((folder / "job").read_bytes())
+    if settings["threads"] is not None:
+        torch.set_num_threads(settings["threads"])
+    world_size = settings["world_size"]
+    options = rpc.TensorPipeRpcBackendOptions(
+        # Threads that answer calls: enough that calls from all ranks at once cannot block.
+        num_worker_threads=max(16, 2 * world_size),
+        rpc_timeout=settings["rpc_timeout"],
+        init_method=f"file://{folder / 'store'}",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own process groups
+        rpc.init_rpc(
+            worker_name(rank), rank=rank, world_size=world_size, rpc_backend_options=options
+        )
+    try:
+        fn, args = cloudpickle.loads(job)
+        result = cloudpickle.dumps(fn(*args))
+    except BaseException:
+        (folder / f"error{rank}").write_text(traceback.format_exc())
+        os._exit(1)  # the others must not wait for this one in a graceful shutdown
+    rpc.shutdown()
+    (folder / f"result{rank}").write_bytes(result)
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # not `sys.stdin`, whose lock must be free when the interpreter ends
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
