@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
-import torch
 from pytree_core import tree_map
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def separate(tree: Any) -> tuple[list[Tensor], Any]:
     def take(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+        if is_functorch_wrapped_tensor(leaf):
             raise ValueError(
                 "A tensor inside a transform of torch.func (vmap, grad, jvp) cannot be sent to "
                 "another process. Call the transform inside the function that is sent."

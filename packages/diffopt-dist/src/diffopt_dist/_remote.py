@@ -20,6 +20,7 @@ import cloudpickle
 import torch
 from torch import Tensor
 from torch.distributed import rpc
+from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
 from diffopt_dist._pack import dump, put_back, separate
 from diffopt_dist._world import get_rank, worker_name
@@ -185,7 +186,7 @@ class _Request:
         detached = [tensor.detach() for tensor in tensors[: self.sent]]
         required = [self.track and tensor.requires_grad for tensor in tensors[: self.sent]]
         arguments = (dead, self.serve, self.key, detached, required, *self.arguments)
-        timeout = rpc.constants.UNSET_RPC_TIMEOUT if self.timeout is None else self.timeout
+        timeout = UNSET_RPC_TIMEOUT if self.timeout is None else self.timeout
         return rpc.rpc_async(worker_name(self.rank), _serve, args=arguments, timeout=timeout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch._C._distributed_rpc import _get_current_rpc_agent, _is_current_rpc_agent_set
 from torch.distributed import rpc
 
 
@@ -13,7 +14,7 @@ def is_initialized() -> bool:
         >>> is_initialized()
         False
     """
-    return rpc.api._is_current_rpc_agent_set()
+    return _is_current_rpc_agent_set()
 
 
 def get_rank() -> int:
@@ -44,7 +45,7 @@ def get_world_size() -> int:
         [2, 2]
     """
     _require_world()
-    return len(rpc.api._get_current_rpc_agent().get_worker_infos())
+    return len(_get_current_rpc_agent().get_worker_infos())
 
 
 def worker_name(rank: int) -> str:

@@ -17,12 +17,14 @@ _RECIPES: dict[type[torch.optim.Optimizer], Callable[..., Transform]] = {
     torch.optim.Adam: adam,
     torch.optim.AdamW: adamw,
 }
-_HYPERPARAMETERS = {
+_HYPERPARAMETERS: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.SGD: {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"},
     torch.optim.Adam: {"lr", "betas", "eps", "weight_decay", "maximize"},
     torch.optim.AdamW: {"lr", "betas", "eps", "weight_decay", "maximize"},
 }
-_IMPLIED = {torch.optim.AdamW: {"decoupled_weight_decay"}}
+_IMPLIED: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.AdamW: {"decoupled_weight_decay"},
+}
 _WITHOUT_EFFECT = {"params", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 
 

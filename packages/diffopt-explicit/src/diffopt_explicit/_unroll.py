@@ -123,7 +123,8 @@ def unroll(
         with torch.set_grad_enabled(tracked):
             updates, state = tx.update(grads, state, before)
             after = apply_updates(before, updates)
-        return (after, state), *((value, extra) if tracked else detach((value, extra)))
+        value, extra = (value, extra) if tracked else detach((value, extra))
+        return (after, state), value, extra
 
     start = params, tx.init(params) if opt_state is None else opt_state
     tracked_from = 0 if truncate is None else len(inputs) - truncate
