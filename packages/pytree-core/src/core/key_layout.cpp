@@ -1,6 +1,7 @@
 #include "key_layout.hpp"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -91,27 +92,21 @@ nb::object sorted_keys(PyObject **keys, std::size_t size) {
     return list;
 }
 
-/// Finds the sorted keys, by identity, among those in the order of insertion.
-void find_order(const nb::object &sorted, PyObject **keys, std::uint32_t *order, std::size_t size) {
-    std::vector<std::uint32_t> by_address(size);
-    std::iota(by_address.begin(), by_address.end(), 0u);
+std::vector<std::uint32_t> by_address(PyObject **objects, std::size_t size) {
+    std::vector<std::uint32_t> places(size);
+    std::iota(places.begin(), places.end(), 0u);
     std::less<PyObject *> less;
-    std::sort(by_address.begin(), by_address.end(),
-              [&](auto a, auto b) { return less(keys[a], keys[b]); });
-    // A comparison could have reached the list through the garbage collector.
-    bool intact = static_cast<std::size_t>(PyList_GET_SIZE(sorted.ptr())) == size;
-    std::vector<bool> used(size, false);
-    for (std::size_t j = 0; intact && j < size; ++j) {
-        PyObject *key = PyList_GET_ITEM(sorted.ptr(), static_cast<Py_ssize_t>(j));
-        auto found = std::lower_bound(by_address.begin(), by_address.end(), key,
-                                      [&](auto i, PyObject *k) { return less(keys[i], k); });
-        while (found != by_address.end() && keys[*found] == key && used[*found]) ++found;
-        intact = found != by_address.end() && keys[*found] == key;
-        if (!intact) break;
-        used[*found] = true;
-        order[j] = *found;
-    }
-    if (!intact) raise(PyExc_RuntimeError, "the keys of a dict changed while they were sorted");
+    std::sort(places.begin(), places.end(),
+              [&](auto a, auto b) { return less(objects[a], objects[b]); });
+    return places;
+}
+
+/// Finds the sorted keys among those in the order of insertion: by identity, since to compare
+/// them again would run their code. The result is a permutation in any case.
+void find_order(const nb::object &sorted, PyObject **keys, std::uint32_t *order, std::size_t size) {
+    std::vector<std::uint32_t> from = by_address(keys, size);
+    std::vector<std::uint32_t> to = by_address(PySequence_Fast_ITEMS(sorted.ptr()), size);
+    for (std::size_t i = 0; i < size; ++i) order[to[i]] = from[i];
 }
 
 }  // namespace

@@ -1,0 +1,70 @@
+"""The stub, the docstrings and the public names, which drift unless they are compared."""
+
+import ast
+import doctest
+import inspect
+from pathlib import Path
+
+import pytest
+import pytree_core as pt
+from pytree_core import _core
+
+PUBLIC = [name for name in vars(pt) if not name.startswith("_")]
+
+
+def stub():
+    path = Path(inspect.getfile(pt)).parent / "_core.pyi"
+    return ast.parse(path.read_text(encoding="utf-8")).body
+
+
+def names_in(body):
+    for statement in body:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            yield statement.name
+        elif isinstance(statement, ast.AnnAssign):
+            yield statement.target.id
+
+
+def test_the_stub_names_exactly_what_the_core_has():
+    public = {name for name in vars(_core) if not name.startswith("__")}
+
+    assert set(names_in(stub())) == public
+
+
+def test_the_stub_names_exactly_the_methods_of_a_treespec():
+    (body,) = (node.body for node in stub() if getattr(node, "name", "") == "TreeSpec")
+    invisible = {"__doc__", "__module__", "__repr__"}
+    comparisons = {"__lt__", "__le__", "__gt__", "__ge__"}
+
+    assert set(names_in(body)) == set(vars(pt.TreeSpec)) - invisible - comparisons
+
+
+def test_the_stub_has_the_signatures_of_the_core():
+    for node in stub():
+        if not isinstance(node, ast.FunctionDef) or node.name in ("publish", "mismatches"):
+            continue
+        arguments = [a.arg for a in node.args.posonlyargs + node.args.args + node.args.kwonlyargs]
+        signature = inspect.signature(getattr(_core, node.name))
+        plain = [n for n, p in signature.parameters.items() if p.kind is not p.VAR_POSITIONAL]
+        assert plain == arguments
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_documented_with_an_example(name):
+    thing = getattr(pt, name)
+    if inspect.ismodule(thing):
+        return
+    tests = doctest.DocTestFinder(recurse=False).find(thing, name)
+
+    assert sum(len(test.examples) for test in tests) > 0
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize("name", [n for n in PUBLIC if n.startswith(("tree_", "all", "prefix"))])
+def test_the_options_are_the_same_everywhere(name):
+    parameters = inspect.signature(getattr(pt, name)).parameters
+    if name in ("tree_unflatten", "tree_transpose"):
+        return
+    assert {"is_leaf", "none_is_leaf", "namespace"} <= set(parameters)
+    assert parameters["namespace"].kind is inspect.Parameter.KEYWORD_ONLY
