@@ -18,9 +18,9 @@ def _dispatch_keys(tensor: Tensor) -> int:
 
 # A tensor's dispatch keys tell all that could make its address useless: another device or
 # layout, a lazy negation, a wrapper of a function transform (even one that has ended), a subclass.
-_PLAIN = _dispatch_keys(torch.empty(0))
+_PLAIN = _dispatch_keys(torch.empty(0, device="cpu"))
 with torch.inference_mode():
-    _PLAIN_INFERENCE = _dispatch_keys(torch.empty(0))
+    _PLAIN_INFERENCE = _dispatch_keys(torch.empty(0, device="cpu"))
 
 
 def obstacles(tensors: Sequence[Any]) -> Iterator[str]:

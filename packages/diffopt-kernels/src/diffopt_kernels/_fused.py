@@ -88,8 +88,9 @@ class _AdamStep(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         numbers = [next(saved) if x is None else x for x in ctx.numbers]
         inputs, needed = (*numbers, *saved), ctx.needs_input_grad[1:]
-        given = [c for c in cotangents if c is not None]
-        if torch.is_grad_enabled() or has_obstacle(given):
+        # Hooks on saved tensors and on gradients may have put anything in their places.
+        given = (*inputs[6:], *(c for c in cotangents if c is not None))
+        if torch.is_grad_enabled() or has_obstacle(given, numbers):
             return (None, *_composed_vjp(ctx.call, inputs, cotangents, needed))
         return (None, *_vjp(ctx.call, inputs, cotangents, needed))
 

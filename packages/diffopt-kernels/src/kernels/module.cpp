@@ -92,7 +92,7 @@ diffopt::HyperSums adam_vjp(int dtype, int decay, bool maximize, bool want_hyper
 
 std::string compiler() {
 #if defined(__clang__)
-    return "clang " __clang_version__;
+    return "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__);
 #elif defined(__GNUC__)
     return "gcc " __VERSION__;
 #elif defined(_MSC_VER)
