@@ -304,3 +304,18 @@ def test_writing_to_a_saved_state_is_an_error_and_not_a_wrong_gradient(path, mak
     if path == "fused":  # the composed operations happen to save it too
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(outputs[0].sum(), problem.inputs[6])
+
+
+def test_hooks_that_change_saved_tensors_cannot_lead_out_of_bounds(make_problem):
+    problem = make_problem([(1000,)])
+
+    def gradient(unpack):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+            outputs = problem.step(*problem.inputs)
+        return torch.autograd.grad(outputs, problem.inputs, problem.weights())
+
+    narrower = gradient(lambda x: x.detach().float().requires_grad_())
+    for a, b in zip(narrower, gradient(lambda x: x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RuntimeError, match="gave back a tensor of another size"):
+        gradient(lambda x: x[:10] if x.dim() else x)

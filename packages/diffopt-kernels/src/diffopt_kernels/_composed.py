@@ -47,7 +47,9 @@ def _adam_wide(
             g = g + _like(weight_decay, g) * p
         m = _like(beta1, m) * m + _like(1 - beta1, m) * g
         v = _like(beta2, v) * v + _like(1 - beta2, v) * (g * g)
-        radicand = v * _like(1 / (1 - beta2**step), v) + _like(eps_root, v)
+        radicand = v * _like(1 / (1 - beta2**step), v)
+        if isinstance(eps_root, Tensor) or eps_root != 0:
+            radicand = radicand + _like(eps_root, v)
         denominator = root_or_zero(radicand) + _like(eps, v)
         u = _like(-lr / (1 - beta1**step), m) * m / denominator
         if p is not None and call.decoupled:

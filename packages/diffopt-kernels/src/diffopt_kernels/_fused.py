@@ -75,6 +75,7 @@ class _AdamStep(torch.autograd.Function):
     def forward(ctx: Any, call: AdamCall, *inputs: Any) -> tuple[Tensor, ...]:
         outputs = _forward(call, inputs)
         ctx.call = call
+        ctx.sizes = [x.numel() for x in inputs[6:]]
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs[:6]]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
@@ -89,6 +90,8 @@ class _AdamStep(torch.autograd.Function):
         numbers = [next(saved) if x is None else x for x in ctx.numbers]
         inputs, needed = (*numbers, *saved), ctx.needs_input_grad[1:]
         # Hooks on saved tensors and on gradients may have put anything in their places.
+        if [x.numel() for x in inputs[6:]] != ctx.sizes:
+            raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
         given = (*inputs[6:], *(c for c in cotangents if c is not None))
         if torch.is_grad_enabled() or has_obstacle(given, numbers):
             return (None, *_composed_vjp(ctx.call, inputs, cotangents, needed))
