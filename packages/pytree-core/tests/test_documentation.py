@@ -68,3 +68,16 @@ def test_the_options_are_the_same_everywhere(name):
         return
     assert {"is_leaf", "none_is_leaf", "namespace"} <= set(parameters)
     assert parameters["namespace"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_the_example_of_the_readme_runs():
+    readme = Path(__file__).parent.parent / "README.md"
+    if not readme.exists():
+        pytest.skip("the tests are not beside the README")
+    example = readme.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    *lines, failing, error = example.strip().splitlines()
+    scope = {}
+    exec("\n".join(lines), scope)
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        exec(failing, scope)
+    assert f"# ValueError: {raised.value}" == error
