@@ -1,5 +1,7 @@
 import functools
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -363,6 +365,35 @@ def test_single_precision_roots():
     assert_close(grad(root)(a), torch.tensor(1 / 12))
     assert grad(root)(a).dtype == torch.float32
     assert_close(grad(grad(root))(a), torch.tensor(-1 / 144))
+
+
+def test_root_and_condition_may_have_different_precision():
+    @custom_root(lambda x, a: x**3 - a)
+    def solver(init, a):
+        return a.float() ** (1 / 3)
+
+    a = (8 * ONE).requires_grad_()
+    x = solver(None, a)
+    assert x.dtype == torch.float32
+    (slope,) = autograd_grad(x, a)
+    assert slope.dtype == torch.float64
+    assert_close(slope, ONE / 12, rtol=1e-5, atol=0)
+    _, pushed = jvp(lambda a: solver(None, a), (8 * ONE,), (ONE,))
+    assert_close(pushed, torch.tensor(1 / 12))
+
+
+def test_nothing_is_kept_when_the_root_is_dropped():
+    a = torch.ones(1000, dtype=torch.float64, requires_grad=True)
+    scaled = 2 * a
+    x = root(scaled)
+    (g,) = autograd_grad(x.sum(), a, create_graph=True)
+    kept = [weakref.ref(t) for t in (scaled, x, g)]
+    gc.disable()  # references alone must free them: no cycles
+    try:
+        del scaled, x, g
+        assert [ref() for ref in kept] == [None] * 3
+    finally:
+        gc.enable()
 
 
 # Which arguments

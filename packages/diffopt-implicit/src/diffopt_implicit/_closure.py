@@ -4,14 +4,56 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pytree_core import tree_leaves
 from torch import Tensor, nn
 
 from diffopt_implicit._torch import is_tracked
 
+Tree = Any
+
 MAX_DEPTH = 6  # of functions within functions and containers within containers
+
+
+def check_solver_closure(solver: Callable[..., Any], root: Tree) -> None:
+    """Refuse a root that autograd traced to a tensor the solver closes over."""
+    # A leaf is welcome: a solver may train a module's parameters in place and return them. So
+    # is a graph that starts at the solver's own iterate; hence only what is found by name counts.
+    nodes = [
+        leaf.grad_fn for leaf in tree_leaves(root) if isinstance(leaf, Tensor) and leaf.grad_fn
+    ]
+    if not nodes:
+        return
+    sources = {id(tensor) for tensor in graph_leaves(nodes)}
+    closed = [tensor for tensor in tracked_tensors(solver) if id(tensor) in sources]
+    if closed:
+        raise ValueError(closure_message("The solver", tracked_names(solver)))
+
+
+def closure_message(name: str, tensors: Sequence[str]) -> str:
+    """Say which tensors reach a function by closure, and what to do."""
+    return (
+        f"{name} uses tensors that require grad but are not arguments, so their gradient would "
+        f"be lost: {', '.join(tensors) or 'out of reach of their names'}. Pass them through the "
+        "solver's arguments (a module by `torch.func.functional_call` on its parameters), or "
+        "detach them if they are constants."
+    )
+
+
+def graph_leaves(nodes: Sequence[Any]) -> list[Tensor]:
+    """List the leaf tensors that the graph of `nodes` starts from."""
+    found, seen, todo = [], set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        todo.extend(next_node for next_node, _ in node.next_functions)
+    return found
 
 
 def tracked_names(func: Callable[..., Any]) -> list[str]:

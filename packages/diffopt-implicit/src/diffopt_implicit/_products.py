@@ -10,10 +10,11 @@ import torch
 from pytree_core import tree_flatten, tree_leaves, tree_structure, tree_unflatten
 from torch import Tensor
 
+from diffopt_implicit._arguments import normalized
+from diffopt_implicit._condition import LinearSolver, attach_root
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
-from diffopt_implicit._root import LinearSolver, RootProblem, normalized
 from diffopt_implicit._torch import Tensors, vjp
 
 
@@ -121,12 +122,10 @@ def root_as_function(
     optimality_fun: Callable[..., Tree], root: Tree, selection: Selection, solve: LinearSolver
 ) -> Callable[..., Tensors]:
     """Return the leaves of a root as a function of the selected tensors."""
-    RootProblem.of(optimality_fun, root, selection.args, {}).check()
 
     def attached(*tensors: Tensor) -> Tensors:
         args = selection.with_tensors(tensors)
-        problem = RootProblem.of(optimality_fun, root, args, {})
-        return tuple(tree_leaves(problem.attach(solve)))
+        return tuple(tree_leaves(attach_root(optimality_fun, root, args, {}, solve)))
 
     return attached
 

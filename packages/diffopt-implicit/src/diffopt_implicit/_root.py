@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytree_core import tree_flatten, tree_leaves, tree_map, tree_unflatten
-from torch import Tensor
 
-from diffopt_implicit._closure import tracked_names, tracked_tensors
-from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._equation import LinearMap, Solve, attach, detached
-from diffopt_implicit._linear_system import MatVec, Tree
+from diffopt_implicit._arguments import (
+    normalized,
+    positional_names,
+    split_init,
+    stop_unchosen,
+    without_graph,
+)
+from diffopt_implicit._closure import check_solver_closure
+from diffopt_implicit._condition import LinearSolver, attach_root
+from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
-from diffopt_implicit._torch import Tensors, is_tracked, outside_graphs, vjp
-
-LinearSolver = Callable[[MatVec, Tree], Tree]
+from diffopt_implicit._torch import outside_graphs
 
 
 def custom_root(
@@ -111,154 +111,12 @@ def custom_root(
                 )
             root, aux = unpack(found, has_aux)
             check_solver_closure(solver, root)
-            problem = RootProblem.of(optimality_fun, root, args, kwargs)
-            problem.check()
-            root = problem.attach(solve)
+            root = attach_root(optimality_fun, root, args, kwargs, solve)
             return (root, aux) if has_aux else root
 
         return solve_and_attach
 
     return decorate
-
-
-@dataclass(frozen=True)
-class RootProblem:
-    """A root, its condition, and the arguments of it, taken apart into tensors.
-
-    Attributes:
-        optimality_fun: The condition, on trees.
-        space: What the root looks like.
-        root: The leaves of the root, detached.
-        spec: The structure of ``(args, kwargs)``.
-        leaves: The leaves of ``(args, kwargs)``, None in place of the tensors.
-        places: The positions of the tensors among the leaves.
-        tensors: These tensors.
-    """
-
-    optimality_fun: Callable[..., Tree]
-    space: Coordinates
-    root: Tensors
-    spec: Any
-    leaves: tuple[Any, ...]
-    places: tuple[int, ...]
-    tensors: Tensors
-
-    @classmethod
-    def of(
-        cls,
-        optimality_fun: Callable[..., Tree],
-        root: Tree,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> RootProblem:
-        """Take root and arguments apart."""
-        space = Coordinates.of(root, "the root")
-        leaves, spec = tree_flatten((tuple(args), dict(kwargs)))
-        places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-        tensors = tuple(leaves[i] for i in places)
-        static = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-        return cls(
-            optimality_fun, space, detached(tuple(tree_leaves(root))), spec, static, places, tensors
-        )
-
-    def condition(self, root: Tensors, tensors: Tensors) -> Tensors:
-        """Evaluate the condition on flat tuples."""
-        leaves = list(self.leaves)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
-        args, kwargs = tree_unflatten(self.spec, leaves)
-        residual = self.optimality_fun(tree_unflatten(self.space.spec, root), *args, **kwargs)
-        values, spec = tree_flatten(residual)
-        shapes = tuple(getattr(value, "shape", None) for value in values)
-        if spec != self.space.spec or shapes != self.space.shapes:
-            raise ValueError(
-                "`optimality_fun` must return a tree of the root's structure and shapes, "
-                f"{self.space.spec}, {[tuple(shape) for shape in self.space.shapes]}; got "
-                f"{spec}, {[None if shape is None else tuple(shape) for shape in shapes]}."
-            )
-        return tuple(
-            value.to(dtype) for value, dtype in zip(values, self.space.dtypes, strict=True)
-        )
-
-    def check(self) -> None:
-        """Evaluate the condition once: its shape, and gradients that it would lose."""
-        # The arguments are detached, so what the residual still depends on came by closure.
-        # `vjp` makes the root differentiable at a level of its own, which is gone from the
-        # result: a condition may so take a gradient in the root by `torch.autograd.grad`.
-        values = detached(self.tensors)
-        residual, _ = vjp(lambda *x: self.condition(x, values), *self.root)
-        if any(is_tracked(value) for value in residual):
-            raise ValueError(
-                closure_message("`optimality_fun`", tracked_names(self.optimality_fun))
-            )
-
-    def attach(self, solve: LinearSolver) -> Tree:
-        """Return the root, differentiable in the arguments."""
-        attached = attach(self.condition, flat(solve, self.space.spec), self.root, self.tensors)
-        return tree_unflatten(self.space.spec, attached)
-
-
-def flat(solve: LinearSolver, spec: Any) -> Solve:
-    """Turn a linear solver on trees of one structure into one on tuples of their leaves."""
-
-    def solve_flat(matvec: LinearMap, b: Tensors) -> Tensors:
-        def on_trees(x: Tree) -> Tree:
-            return tree_unflatten(spec, matvec(tuple(tree_leaves(x))))
-
-        return tuple(tree_leaves(solve(on_trees, tree_unflatten(spec, b))))
-
-    return solve_flat
-
-
-def closure_message(name: str, tensors: Sequence[str]) -> str:
-    """Say which tensors reach a function by closure, and what to do."""
-    return (
-        f"{name} uses tensors that require grad but are not arguments, so their gradient would "
-        f"be lost: {', '.join(tensors) or 'out of reach of their names'}. Pass them through the "
-        "solver's arguments (a module by `torch.func.functional_call` on its parameters), or "
-        "detach them if they are constants."
-    )
-
-
-def check_solver_closure(solver: Callable[..., Any], root: Tree) -> None:
-    """Refuse a root that autograd traced to a tensor the solver closes over."""
-    # A leaf is welcome: a solver may train a module's parameters in place and return them. So
-    # is a graph that starts at the solver's own iterate; hence only what is found by name counts.
-    nodes = [
-        leaf.grad_fn for leaf in tree_leaves(root) if isinstance(leaf, Tensor) and leaf.grad_fn
-    ]
-    if not nodes:
-        return
-    sources = {id(tensor) for tensor in graph_leaves(nodes)}
-    closed = [tensor for tensor in tracked_tensors(solver) if id(tensor) in sources]
-    if closed:
-        names = tracked_names(solver)
-        raise ValueError(closure_message("The solver", names))
-
-
-def graph_leaves(nodes: Sequence[Any]) -> list[Tensor]:
-    """List the leaf tensors that the graph of `nodes` starts from."""
-    found, seen, todo = [], set(), list(nodes)
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        todo.extend(next_node for next_node, _ in node.next_functions)
-    return found
-
-
-def without_graph(tree: Tree, copy: bool = False) -> Tree:
-    """Detach the tensors of a tree, and copy them if asked to."""
-
-    def detach(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return leaf.detach().clone() if copy else leaf.detach()
-
-    return tree_map(detach, tree)
 
 
 def unpack(found: Any, has_aux: bool) -> tuple[Tree, Any]:
@@ -270,73 +128,3 @@ def unpack(found: Any, has_aux: bool) -> tuple[Tree, Any]:
             f"With `has_aux` the solver must return `(root, aux)`, got {type(found).__name__}."
         )
     return found
-
-
-def normalized(argnums: int | Sequence[int] | None) -> frozenset[int] | None:
-    """Check `argnums` and return it as a set; None stands for all."""
-    if argnums is None:
-        return None
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not numbers:
-        raise ValueError(
-            "`argnums` is empty, so nothing would be differentiated; leave it out for all."
-        )
-    for number in numbers:
-        if number == 0:
-            raise ValueError(
-                "`argnums` counts the solver's positional arguments, and 0 is `init`, on which a "
-                "root does not depend. The first argument after it is 1."
-            )
-        if number < 0:
-            raise ValueError(f"`argnums` must be positive, got {number}.")
-    return frozenset(numbers)
-
-
-def positional_names(solver: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the positional parameters of `solver`, as far as they have any."""
-    try:
-        parameters = inspect.signature(solver).parameters.values()
-    except (TypeError, ValueError):  # some built-in functions have no signature
-        return ()
-    return tuple(
-        p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    )
-
-
-def split_init(
-    names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tree, tuple[Any, ...], dict[str, Any]]:
-    """Take the first argument of the solver out of a call, wherever it stands."""
-    if args:
-        return args[0], args[1:], kwargs
-    if names and names[0] in kwargs:
-        rest = dict(kwargs)
-        return rest.pop(names[0]), (), rest
-    raise TypeError("The solver's first argument, where its search begins, is missing.")
-
-
-def stop_unchosen(
-    chosen: frozenset[int] | None,
-    names: tuple[str, ...],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Detach the arguments that `argnums` leaves out."""
-    if chosen is None:
-        return args, kwargs
-    numbers = {name: i for i, name in enumerate(names)}
-    present = {*range(1, len(args) + 1), *(numbers[key] for key in kwargs if key in numbers)}
-    missing = sorted(chosen - present)
-    if missing:
-        raise ValueError(
-            f"`argnums` names argument {missing[0]}, but this call has only the arguments "
-            f"{sorted(present)} after `init`, which is 0."
-        )
-    kept_args = tuple(
-        value if i in chosen else without_graph(value) for i, value in enumerate(args, start=1)
-    )
-    kept_kwargs = {
-        key: value if numbers.get(key) in chosen else without_graph(value)
-        for key, value in kwargs.items()
-    }
-    return kept_args, kept_kwargs
