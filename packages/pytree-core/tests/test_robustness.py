@@ -1,6 +1,7 @@
 """What user code may do while a tree is taken apart: nothing of it may crash."""
 
 import gc
+import subprocess
 import sys
 import threading
 from collections import OrderedDict, defaultdict, deque
@@ -291,3 +292,36 @@ def test_threads_may_flatten_and_register_at_once():
         thread.join()
 
     assert not errors
+
+
+def run(program):
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_a_subinterpreter_cannot_import_the_core():
+    program = """
+try:
+    import _interpreters as interpreters
+    run = interpreters.exec
+except ImportError:
+    import _xxsubinterpreters as interpreters
+    run = interpreters.run_string
+code = "try: import pytree_core\\nexcept ImportError as error: print(error.__cause__ or error, flush=True)"
+run(interpreters.create(), code)
+"""
+    assert "does not support" in run(program)
+
+
+def test_a_second_import_keeps_the_types():
+    program = """
+import sys
+import pytree_core
+old = pytree_core.tree_structure([1])
+for name in [name for name in sys.modules if name.startswith("pytree_core")]:
+    del sys.modules[name]
+import pytree_core
+print(old == pytree_core.tree_structure([1]), old.compose(pytree_core.tree_structure({})))
+"""
+    assert run(program) == "True TreeSpec([{}])"

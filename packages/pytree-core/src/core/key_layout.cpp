@@ -163,6 +163,7 @@ bool KeyLayout::equal(KeyLayout *a, KeyLayout *b) {
 }
 
 void add_key_layout_type() {
+    if (layout_type != nullptr) return;  // the module is imported again
     static PyType_Slot slots[] = {
         {Py_tp_dealloc, reinterpret_cast<void *>(dealloc)},
         {Py_tp_traverse, reinterpret_cast<void *>(traverse)},

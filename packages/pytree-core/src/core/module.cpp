@@ -8,6 +8,10 @@
 NB_MODULE(_core, module) {
     using namespace pytree;
 
+    // The types and the registry exist once in a process. Newer Pythons refuse by themselves.
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        raise(PyExc_ImportError, "pytree_core does not support subinterpreters");
+    }
     collections();
     add_key_layout_type();
     add_treespec_type(module);

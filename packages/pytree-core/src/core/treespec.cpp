@@ -101,6 +101,7 @@ nb::object compose(NodeView outer, NodeView inner) {
 }
 
 PyTypeObject *make_treespec_type(PyType_Slot *protocols) {
+    if (treespec_type != nullptr) return treespec_type;  // the module is imported again
     std::vector<PyType_Slot> slots = {
         {Py_tp_dealloc, reinterpret_cast<void *>(dealloc)},
         {Py_tp_traverse, reinterpret_cast<void *>(traverse)},
