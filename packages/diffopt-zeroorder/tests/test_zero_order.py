@@ -161,6 +161,8 @@ def test_calls_are_one_forward_and_two_per_sample_backward():
     assert len(calls) == 1
     value.backward()
     assert len(calls) == 9
+    grad(zero_order(num_samples=4)(counted))(A)
+    assert len(calls) == 18
     assert not any(calls)
 
 

@@ -22,7 +22,8 @@ outside_graphs = _disable_dynamo
 # `BlackBox` gives the value and `Estimate` its vector-Jacobian product. The second is a function of
 # its own, for two reasons. Its own derivative is then a question that is asked, and refused, where
 # autograd would otherwise answer zero. And both, being called with their tensors as arguments, get
-# plain tensors from every transform of `torch.func`: the user's function may run NumPy on them.
+# plain tensors from every transform of `torch.func`: the user's function may run NumPy on them, and
+# runs without a graph, as autograd records nothing in the `forward` of a function.
 
 
 @dataclass
@@ -48,10 +49,9 @@ class Call:
     spec: Any = field(default=None, init=False)
 
     def value(self, tensors: Sequence[Tensor]) -> Tensors:
-        """Evaluate the function, without a graph, to the leaves of its value."""
+        """Evaluate the function on detached tensors, to the leaves of its value."""
         like = tensors[self.chosen[0]]
-        with torch.no_grad():
-            output = self.function([tensor.detach() for tensor in tensors])
+        output = self.function([tensor.detach() for tensor in tensors])
         leaves, self.spec = tree_flatten(output)
         return tuple(as_tensor(leaf, like) for leaf in leaves)
 
@@ -66,8 +66,7 @@ class Call:
             return inner(cotangents, self.value(moved))
 
         noise = noise_like(x, self.sampler, seed)
-        with torch.no_grad():
-            return self.method.gradient(value, x, noise, self.sigma, self.num_samples)
+        return self.method.gradient(value, x, noise, self.sigma, self.num_samples)
 
 
 def as_tensor(leaf: Any, like: Tensor) -> Tensor:
