@@ -158,3 +158,10 @@ def test_a_class_is_registered_by_its_methods():
 
     with pytest.raises(TypeError, match="must have the methods `tree_flatten`"):
         pt.register_pytree_node_class(Pair)
+
+
+def test_a_registration_that_fails_leaves_no_trace():
+    with pytest.raises(UnicodeEncodeError):
+        pt.register_pytree_node(Pair, flatten_pair, unflatten_pair, namespace="\ud800")
+    with pytest.raises(ValueError, match="is not registered"):
+        pt.unregister_pytree_node(Pair, namespace="\ud800")

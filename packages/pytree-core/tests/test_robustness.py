@@ -308,8 +308,8 @@ try:
 except ImportError:
     import _xxsubinterpreters as interpreters
     run = interpreters.run_string
-code = "try: import pytree_core\\nexcept ImportError as error: print(error.__cause__ or error, flush=True)"
-run(interpreters.create(), code)
+code = "try: import pytree_core\\nexcept ImportError as error: print(error.__cause__ or error)"
+run(interpreters.create(), code + "\\nimport sys; sys.stdout.flush()")
 """
     assert "does not support" in run(program)
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
 
 from pytree_core._core import publish
 
@@ -84,20 +84,22 @@ def register_pytree_node(
     _check_namespace(namespace)
     if cls in _BUILT_IN:
         raise ValueError(f"{cls.__qualname__} is a node already, and stays the one it is.")
-    table = _tables.setdefault(namespace, {})
+    table = _tables.get(namespace, {})
     if cls in table:
         raise ValueError(
             f"{cls.__qualname__} is registered already in the namespace {namespace!r}. "
             "Call `unregister_pytree_node` first, or choose another namespace."
         )
-    table[cls] = Registration(cls, flatten_func, unflatten_func, namespace)
-    publish(namespace, table)
+    registration = Registration(cls, flatten_func, unflatten_func, namespace)
+    _replace(namespace, {**table, cls: registration})
     return cls
 
 
-def register_pytree_node_class(
-    cls: T | None = None, *, namespace: str = ""
-) -> T | Callable[[T], T]:
+@overload
+def register_pytree_node_class(cls: T, *, namespace: str = "") -> T: ...
+@overload
+def register_pytree_node_class(cls: None = None, *, namespace: str = "") -> Callable[[T], T]: ...
+def register_pytree_node_class(cls: Any = None, *, namespace: str = "") -> Any:
     """Register a class by its own methods ``tree_flatten`` and ``tree_unflatten``.
 
     Args:
@@ -129,13 +131,13 @@ def register_pytree_node_class(
         >>> pt.unregister_pytree_node(Box, namespace="doc")
     """
     if cls is None:
-        return lambda cls: register_pytree_node_class(cls, namespace=namespace)  # type: ignore[return-value]
+        return lambda cls: register_pytree_node_class(cls, namespace=namespace)
     if not hasattr(cls, "tree_flatten") or not hasattr(cls, "tree_unflatten"):
         raise TypeError(f"{cls!r} must have the methods `tree_flatten` and `tree_unflatten`.")
     return register_pytree_node(
         cls,
-        cls.tree_flatten,  # type: ignore[attr-defined]
-        cls.tree_unflatten,  # type: ignore[attr-defined]
+        cls.tree_flatten,
+        cls.tree_unflatten,
         namespace=namespace,
     )
 
@@ -163,10 +165,10 @@ def unregister_pytree_node(cls: type, *, namespace: str) -> None:
         1
     """
     _check_namespace(namespace)
-    table = _tables.get(namespace, {})
+    table = dict(_tables.get(namespace, {}))
     if table.pop(cls, None) is None:
         raise ValueError(f"{cls!r} is not registered in the namespace {namespace!r}.")
-    publish(namespace, table)
+    _replace(namespace, table)
 
 
 def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
@@ -196,3 +198,8 @@ def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, 
 def _check_namespace(namespace: str) -> None:
     if not isinstance(namespace, str):
         raise TypeError(f"`namespace` must be a string, got {namespace!r}.")
+
+
+def _replace(namespace: str, table: dict[type, Registration]) -> None:
+    publish(namespace, table)
+    _tables[namespace] = table

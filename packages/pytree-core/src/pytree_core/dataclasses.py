@@ -1,9 +1,21 @@
 """Dataclasses that are nodes: `dataclass`, `field` and `register_node`."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pytree_core._registry import register_pytree_node
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Tell type checkers that `dataclass` is one, which only they need to know."""
+        return lambda decorator: decorator
+
+
+T = TypeVar("T", bound=type)
 
 _PYTREE_NODE = "pytree_node"
 
@@ -30,6 +42,11 @@ def field(*, pytree_node: bool = True, **options: Any) -> Any:
     return dataclasses.field(metadata=metadata, **options)
 
 
+@overload
+def dataclass(cls: T, /, *, namespace: str = "", **options: Any) -> T: ...
+@overload
+def dataclass(cls: None = None, /, *, namespace: str = "", **options: Any) -> Callable[[T], T]: ...
+@dataclass_transform(field_specifiers=(field,))
 def dataclass(cls: Any = None, /, *, namespace: str = "", **options: Any) -> Any:
     """Make a class a dataclass, and its objects nodes.
 
@@ -59,7 +76,7 @@ def dataclass(cls: Any = None, /, *, namespace: str = "", **options: Any) -> Any
     return register_node(dataclasses.dataclass(**options)(cls), namespace=namespace)
 
 
-def register_node(cls: Any, *, namespace: str = "") -> Any:
+def register_node(cls: T, *, namespace: str = "") -> T:
     """Make the objects of an existing dataclass nodes.
 
     Args:
@@ -84,10 +101,12 @@ def register_node(cls: Any, *, namespace: str = "") -> Any:
         >>> pt.tree_paths(Point(1.0, 2.0), namespace="doc-register")
         [('x',), ('y',)]
     """
-    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+    node_type: Any = cls  # `is_dataclass` would narrow it to less than `T`
+    if not isinstance(node_type, type) or not dataclasses.is_dataclass(node_type):
         raise TypeError(f"`cls` must be a dataclass, got {cls!r}.")
-    children = tuple(f.name for f in dataclasses.fields(cls) if f.metadata.get(_PYTREE_NODE, True))
-    static = tuple(f.name for f in dataclasses.fields(cls) if f.name not in children)
+    fields = dataclasses.fields(node_type)
+    children = tuple(f.name for f in fields if f.metadata.get(_PYTREE_NODE, True))
+    static = tuple(f.name for f in fields if f.name not in children)
 
     def flatten(node: Any) -> tuple[Any, ...]:
         return (
@@ -102,4 +121,5 @@ def register_node(cls: Any, *, namespace: str = "") -> Any:
             object.__setattr__(node, name, value)
         return node
 
-    return register_pytree_node(cls, flatten, unflatten, namespace=namespace)
+    register_pytree_node(cls, flatten, unflatten, namespace=namespace)
+    return cls
