@@ -61,3 +61,15 @@ def test_vmap_over_tasks_equals_the_loop(outer):
     looped = [torch.stack(rows) for rows in zip(*(gradient(s, LR) for s in starts), strict=True)]
 
     torch.testing.assert_close(batched, tuple(looped), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")  # a graph break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own look at it
+def test_compiled_gradients_equal_autograd(outer):
+    expected, (start, lr) = by_autograd(outer)
+    torch._dynamo.reset()
+    inside = torch.compile(torch.func.grad(outer, argnums=(0, 1)), backend="aot_eager")
+    outside = torch.autograd.grad(torch.compile(outer, backend="aot_eager")(start, lr), (start, lr))
+
+    torch.testing.assert_close(inside(START, LR), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(outside, expected, rtol=1e-10, atol=1e-12)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from pytree_core import tree_flatten, tree_map, tree_unflatten
 
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range, is_zero
-from diffopt_explicit._scale import by_learning_rate, is_tree
+from diffopt_explicit._scale import is_tree
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import zeros_like
+from diffopt_explicit._trees import map_present, zeros_like
 
 # A broken installation of the kernels must not pass for none: only their absence is looked for.
 if importlib.util.find_spec("diffopt_kernels"):
@@ -94,7 +94,7 @@ class Adam:
         one_rate = not is_tree(self.lr)
         results = adam_step(
             *(pick(leaves) for leaves in (grads, *moments, counts)),
-            lr=at_step(self.lr, state.step) if one_rate else -1.0,
+            lr=at_step(self.lr, state.step) if one_rate else 1.0,
             betas=(at_step(self.betas[0], state.step), at_step(self.betas[1], state.step)),
             eps=at_step(self.eps, state.step),
             eps_root=at_step(self.eps_root, state.step),
@@ -110,5 +110,5 @@ class Adam:
             tree_unflatten(spec, leaves) for leaves in (grads, counts, *moments)
         )
         if not one_rate:
-            moved = by_learning_rate(moved, self.lr, state.step)
+            moved = map_present(lambda update, rate: rate * update, moved, self.lr)
         return moved, AdamState(state.step + 1, counts, *moments)

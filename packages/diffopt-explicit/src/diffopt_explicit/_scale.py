@@ -66,20 +66,16 @@ class ScaleByLearningRate:
         self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, ScaleState]:
         """Multiply the updates by the negative learning rate."""
-        return by_learning_rate(updates, self.lr, state.step), ScaleState(state.step + 1)
+        after = ScaleState(state.step + 1)
+        if is_tree(self.lr):
+            return map_present(lambda u, lr: -lr * u, updates, self.lr), after
+        lr = at_step(self.lr, state.step)
+        return map_present(lambda u: -lr * u, updates), after
 
 
 def is_tree(lr: Hyperparameter | Tree) -> bool:
     """Whether a learning rate is one of many: neither a number nor a tensor nor a schedule."""
     return not isinstance(lr, int | float | Tensor) and not callable(lr)
-
-
-def by_learning_rate(updates: Tree, lr: Hyperparameter | Tree, step: int) -> Tree:
-    """Return ``-lr * u`` for every update that is there."""
-    if is_tree(lr):
-        return map_present(lambda u, rate: -rate * u, updates, lr)
-    rate = at_step(lr, step)
-    return map_present(lambda u: -rate * u, updates)
 
 
 def scale(factor: Hyperparameter) -> Scale:
