@@ -192,6 +192,9 @@ def test_compositions_that_are_too_deep_or_too_large_are_refused():
     half = pt.tree_structure(nested(501))
     with pytest.raises(RecursionError, match="more than 1000 deep"):
         half.compose(half)
+    wide = pt.tree_structure([0] * 70_000)
+    with pytest.raises(OverflowError, match="at most 4294967295 nodes"):
+        wide.compose(wide)
     assert pt.tree_structure(nested(500)).compose(pt.tree_structure(nested(500))).num_nodes == 1001
 
 

@@ -64,6 +64,13 @@ struct NodeView {
     }
 };
 
+/// Throws OverflowError unless so many nodes can be counted.
+inline void check_size(std::uint64_t num_nodes) {
+    if (num_nodes > UINT32_MAX) {
+        raise(PyExc_OverflowError, "a tree may have at most %u nodes", UINT32_MAX);
+    }
+}
+
 /// Nodes in the making, which own their data.
 class NodeBuffer {
    public:
@@ -78,9 +85,7 @@ class NodeBuffer {
     /// Adds a node whose children, the last `arity` subtrees, are there already.
     void push(Kind kind, std::size_t arity, std::size_t num_leaves, std::size_t num_nodes,
               nb::object data) {
-        if (num_nodes > UINT32_MAX || arity > UINT32_MAX) {
-            raise(PyExc_OverflowError, "a tree may have at most %u nodes", UINT32_MAX);
-        }
+        check_size(num_nodes);  // and so of the smaller numbers
         nodes_.push({kind, static_cast<std::uint32_t>(arity),
                      static_cast<std::uint32_t>(num_leaves), static_cast<std::uint32_t>(num_nodes),
                      data.ptr()});

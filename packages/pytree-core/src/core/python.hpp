@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <utility>
 
@@ -42,6 +43,8 @@ PyObject *guarded(Body &&body) noexcept {
         error.restore();
     } catch (const std::bad_alloc &) {
         PyErr_NoMemory();
+    } catch (const std::exception &error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     return nullptr;
 }

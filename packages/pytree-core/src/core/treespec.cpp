@@ -85,14 +85,17 @@ NodeView view_of(PyObject *treespec) {
 
 nb::object compose(NodeView outer, NodeView inner) {
     std::uint64_t leaves = inner.root().num_leaves, nodes = inner.size;
+    auto size = [&](const Node &node) {
+        return node.num_nodes - node.num_leaves + node.num_leaves * nodes;
+    };
+    check_size(size(outer.root()));  // before any memory is taken
     NodeBuffer made;
     for (std::size_t i = 0; i < outer.size; ++i) {
         const Node &node = outer[i];
         if (node.kind == Kind::Leaf) {
             for (std::size_t j = 0; j < inner.size; ++j) made.push(inner[j]);
         } else {
-            made.push(node.kind, node.arity, node.num_leaves * leaves,
-                      node.num_nodes - node.num_leaves + node.num_leaves * nodes,
+            made.push(node.kind, node.arity, node.num_leaves * leaves, size(node),
                       nb::borrow(node.data));
         }
     }
