@@ -1,5 +1,6 @@
 """What user code may do while a tree is taken apart: nothing of it may crash."""
 
+import contextlib
 import gc
 import subprocess
 import sys
@@ -266,6 +267,35 @@ def test_failed_calls_keep_no_reference(collected):
             pt.tree_flatten([leaf, {"b": leaf, "a": (leaf,)}], lambda t: 3 if t is leaf else False)
 
     assert sys.getrefcount(leaf) == before
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_lack_of_memory_is_a_memory_error_wherever_it_strikes(kind):
+    memory = pytest.importorskip("_testcapi")
+    tree = [EVERY_KIND[kind], {"a": EVERY_KIND[kind]}]
+    spec = pt.tree_structure(tree)
+    state, leaves = spec.__reduce__()[1][0], pt.tree_leaves(tree)
+    for work in (
+        lambda: pt.tree_flatten(tree),
+        lambda: pt.tree_map(max, tree, tree),
+        lambda: spec.unflatten(leaves),
+        lambda: spec.paths(),
+        lambda: repr(spec),
+        lambda: spec.compose(spec),
+        lambda: spec.children(),
+        lambda: spec == pt.tree_structure(tree),
+        lambda: spec.is_prefix(spec),
+        lambda: spec.__reduce__(),
+        lambda: _core.treespec_from_state(state),
+        lambda: _core.mismatches(spec, [3, {}]),
+    ):
+        for allocation in range(1, 40):
+            with contextlib.suppress(MemoryError):
+                try:
+                    memory.set_nomemory(allocation, allocation + 1)
+                    work()
+                finally:
+                    memory.remove_mem_hooks()
 
 
 def test_threads_may_flatten_and_register_at_once():

@@ -24,7 +24,7 @@ nb::object text(const char *format, const nb::object &a, const nb::object &b) {
 
 nb::object expected_but_got(const Node &node, const nb::object &got) {
     nb::object expected =
-        node.kind == Kind::None ? nb::object(nb::str("None")) : describe(type_of(node), node.arity);
+        node.kind == Kind::None ? literal("None") : describe(type_of(node), node.arity);
     return text("expected %U, got %U", expected, got);
 }
 

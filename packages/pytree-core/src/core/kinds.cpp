@@ -51,8 +51,7 @@ bool is_namedtuple_type(PyTypeObject *type) {
 bool is_struct_sequence_type(PyTypeObject *type) {
     return type->tp_base == &PyTuple_Type && !PyType_HasFeature(type, Py_TPFLAGS_BASETYPE) &&
            has_int(type, "n_fields") && has_int(type, "n_sequence_fields") &&
-           has_int(type, "n_unnamed_fields") && type->tp_new != nullptr &&
-           type->tp_new != PyTuple_Type.tp_new;
+           has_int(type, "n_unnamed_fields") && type->tp_new != nullptr;
 }
 
 bool is_dict_subclass_type(PyTypeObject *type) {
@@ -71,7 +70,7 @@ nb::object struct_sequence_field(PyTypeObject *type, std::size_t index) {
     auto offset =
         static_cast<Py_ssize_t>(offsetof(PyTupleObject, ob_item) + index * sizeof(PyObject *));
     for (PyMemberDef *member = type->tp_members; member && member->name; ++member) {
-        if (member->offset == offset) return owned(PyUnicode_FromString(member->name));
+        if (member->offset == offset) return literal(member->name);
     }
     return owned(PyLong_FromSize_t(index));
 }
@@ -154,7 +153,7 @@ nb::object describe(PyTypeObject *type, std::size_t children) {
 }
 
 nb::object describe(PyObject *tree) {
-    if (tree == Py_None) return owned(PyUnicode_FromString("None"));
+    if (tree == Py_None) return literal("None");
     bool sized = PyDict_Check(tree) || PyList_Check(tree) || PyTuple_Check(tree) ||
                  PyObject_TypeCheck(tree, collections().deque);
     if (!sized) return describe_type(Py_TYPE(tree));

@@ -49,7 +49,7 @@ void collect_paths(NodeView nodes, std::size_t index, RefVector<32> &path, RefVe
 nb::object join(const std::vector<nb::object> &parts) {
     nb::object list = owned(PyList_New(0));
     for (const nb::object &part : parts) checked(PyList_Append(list.ptr(), part.ptr()));
-    return owned(PyUnicode_Join(nb::str(", ").ptr(), list.ptr()));
+    return owned(PyUnicode_Join(literal(", ").ptr(), list.ptr()));
 }
 
 /// Spells a node whose children are spelled already.
@@ -71,9 +71,9 @@ nb::object spell_node(const Node &node, std::vector<nb::object> children) {
     nb::object inside = join(children);
     switch (node.kind) {
         case Kind::Leaf:
-            return nb::str("*");
+            return literal("*");
         case Kind::None:
-            return nb::str("None");
+            return literal("None");
         case Kind::Tuple:
             return format(node.arity == 1 ? "(%U,)" : "(%U)", inside.ptr());
         case Kind::List:
@@ -133,7 +133,7 @@ nb::object leaf_paths(NodeView nodes) {
 }
 
 nb::object spell_path(NodeView nodes, std::size_t index) {
-    nb::object text = nb::str("");
+    nb::object text = literal("");
     for (std::size_t at = nodes.size - 1; at != index;) {
         std::size_t j = nodes[at].arity - 1, child = at - 1;
         // The subtree of `child` is the half-open range (child - num_nodes, child].
@@ -141,7 +141,7 @@ nb::object spell_path(NodeView nodes, std::size_t index) {
         text = owned(PyUnicode_Concat(text.ptr(), spell_step(nodes[at], j).ptr()));
         at = child;
     }
-    return PyUnicode_GetLength(text.ptr()) ? text : nb::str("the root");
+    return PyUnicode_GetLength(text.ptr()) ? text : literal("the root");
 }
 
 nb::object spell(NodeView nodes) {

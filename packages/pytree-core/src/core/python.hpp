@@ -27,6 +27,9 @@ inline int checked(int status) {
     return status;
 }
 
+/// A Python string.
+inline nb::object literal(const char *text) { return owned(PyUnicode_FromString(text)); }
+
 /// Raises a Python exception with a text formatted as by `PyUnicode_FromFormat`.
 template <typename... T>
 [[noreturn]] void raise(PyObject *type, const char *format, T... values) {
@@ -44,7 +47,8 @@ PyObject *guarded(Body &&body) noexcept {
     } catch (const std::bad_alloc &) {
         PyErr_NoMemory();
     } catch (const std::exception &error) {
-        PyErr_SetString(PyExc_RuntimeError, error.what());
+        // nanobind throws some of its own while the error of Python is still set.
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, error.what());
     }
     return nullptr;
 }
