@@ -1,4 +1,4 @@
-"""Every task of the repository. `nox -l` lists them; `nox -s NAME` sets up all that NAME needs and runs it."""
+"""Every task of the repository: `nox -l` lists them, `nox -s NAME` sets one up and runs it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ def siblings(package: str) -> list[str]:
 def wheel(session: nox.Session, package: str) -> Path:
     """The package's wheel for the session's Python, built only where its sources have changed."""
     source = ROOT / "packages" / package
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{session.python or sys.version}".encode())
     for path in sorted(source.rglob("*")):
         if path.is_file() and not NOT_SOURCES.intersection(path.relative_to(source).parts):
             digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
-    tag = session.run("python", "-c", "import sys; print(sys.implementation.cache_tag)", silent=True)
-    assert isinstance(tag, str)
-    folder = ROOT / ".cache" / "wheels" / f"{package}-{tag.strip()}-{digest.hexdigest()[:16]}"
+    folder = ROOT / ".cache" / "wheels" / f"{package}-{digest.hexdigest()[:16]}"
     if not list(folder.glob("*.whl")):
-        session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(source))
+        pip_wheel = ("python", "-m", "pip", "wheel", "-q", "--no-deps")
+        session.run(*pip_wheel, "-w", str(folder), str(source))
     return next(folder.glob("*.whl"))
 
 
-def install(session: nox.Session, *packages: str, extras: str = "", also: tuple[str, ...] = ()) -> None:
+def install(
+    session: nox.Session, *packages: str, extras: str = "", also: tuple[str, ...] = ()
+) -> None:
     """Install wheels of `packages` with what they declare, in the versions of constraints.txt."""
     wheels = [f"{wheel(session, package)}{extras}" for package in packages]
     session.install("-c", str(CONSTRAINTS), *wheels, *also)
@@ -126,6 +127,25 @@ def wheels(session: nox.Session) -> None:
         session.run(*pip, "-c", str(CONSTRAINTS), f"{built}[test]", external=True)
         with session.chdir(home):
             session.run(python, "-m", "pytest", "-q", "tests", external=True)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """The native packages' tests under gcc's address and undefined-behaviour sanitizers."""
+    install(session, *NATIVE, extras="[test]")
+    rebuild = ("--force-reinstall", "--no-deps", "--no-cache-dir", "-C", "build-dir=build/sanitize")
+    for package, option in zip(NATIVE, ("PYTREE_SANITIZE", "DIFFOPT_SANITIZE"), strict=True):
+        session.install(*rebuild, "-C", f"cmake.define.{option}=ON", f"packages/{package}")
+    libasan = session.run("gcc", "-print-file-name=libasan.so", external=True, silent=True)
+    environment = {
+        "LD_PRELOAD": str(libasan).strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own, of which there are many
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # so that each object is an allocation that can be watched
+    }
+    for package in NATIVE:
+        tests = f"packages/{package}/tests"
+        session.run("python", "-m", "pytest", "-q", tests, *session.posargs, env=environment)
 
 
 @nox.session
