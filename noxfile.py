@@ -40,7 +40,7 @@ def wheel(session: nox.Session, package: str) -> Path:
     folder = ROOT / ".cache" / "wheels" / f"{package}-{digest.hexdigest()[:16]}"
     if not list(folder.glob("*.whl")):
         pip_wheel = ("python", "-m", "pip", "wheel", "-q", "--no-deps")
-        session.run(*pip_wheel, "-w", str(folder), str(source))
+        session.run_install(*pip_wheel, "-w", str(folder), str(source))
     return next(folder.glob("*.whl"))
 
 
