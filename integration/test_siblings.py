@@ -29,7 +29,7 @@ def test_implicit_and_unrolled_hypergradients_meet_at_the_solution():
 
     def solve(start, damping):
         loss = lambda w: ridge_loss(w, damping, x, y)  # noqa: E731
-        return unroll(loss, sgd(lr=0.5), start, steps=200).params
+        return unroll(loss, sgd(lr=0.5), start, steps=400).params
 
     implicit = custom_root(torch.func.grad(lambda w, d: ridge_loss(w, d, x, y)))(solve)
     start, direction = torch.zeros(4, dtype=torch.float64), torch.arange(4.0).double()
@@ -116,5 +116,5 @@ def test_a_meta_gradient_through_zero_order_estimates_is_refused():
         end = unroll(black_box, sgd(0.1), start, steps=2).params
         return torch.autograd.grad(end.sum(), start)
 
-    with pytest.raises(RuntimeError, match=r"second|twice"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         meta_gradient()
