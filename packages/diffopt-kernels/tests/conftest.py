@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffopt_kernels import _adam, adam_step
+from diffopt_kernels import _step, adam_step
 from torch import Tensor
 
 HYPER = ("lr", "beta1", "beta2", "eps", "eps_root", "weight_decay")
@@ -13,7 +13,7 @@ HYPER = ("lr", "beta1", "beta2", "eps", "eps_root", "weight_decay")
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test on both paths."""
     if request.param == "composed":
-        monkeypatch.setattr(_adam, "has_obstacle", lambda *_: True)
+        monkeypatch.setattr(_step, "is_fusible", lambda *_: False)
     return request.param
 
 
@@ -24,7 +24,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(path: str, function: Callable[..., Any], *args: Any) -> Any:
         with monkeypatch.context() as patch:
             if path == "composed":
-                patch.setattr(_adam, "has_obstacle", lambda *_: True)
+                patch.setattr(_step, "is_fusible", lambda *_: False)
             return function(*args)
 
     return run

@@ -16,7 +16,7 @@ def inner(cotangents, outputs):
 
 
 def is_fused(tensor):
-    return tensor.grad_fn.name() == "_AdamStepBackward"
+    return tensor.grad_fn.name() == "_FusedStepBackward"
 
 
 @pytest.mark.parametrize("options", DECAYS)

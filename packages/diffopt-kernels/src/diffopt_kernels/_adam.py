@@ -1,13 +1,36 @@
 """The Adam step: https://arxiv.org/abs/1412.6980."""
 
 from collections.abc import Sequence
+from math import inf
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffopt_kernels import _composed, _fused
-from diffopt_kernels._check import HYPER, check_adam, check_tensors
-from diffopt_kernels._explain import has_obstacle
+from diffopt_kernels._composed import like, root_or_zero
+from diffopt_kernels._rule import Rule
+from diffopt_kernels._step import pair, step, step_
+
+
+def _formula(
+    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+) -> tuple[Tensor, ...]:
+    lr, beta1, beta2, eps, eps_root, _ = numbers
+    m, v = states
+    m = like(beta1, m) * m + like(1 - beta1, m) * g
+    v = like(beta2, v) * v + like(1 - beta2, v) * (g * g)
+    radicand = v * like(1 / (1 - beta2**step), v)
+    if isinstance(eps_root, Tensor) or eps_root != 0:
+        radicand = radicand + like(eps_root, v)
+    denominator = root_or_zero(radicand) + like(eps, v)
+    return like(-lr / (1 - beta1**step), m) * m / denominator, m, v
+
+
+ADAM = Rule(
+    name="adam",
+    numbers={"lr": inf, "betas[0]": 1, "betas[1]": 1, "eps": inf, "eps_root": inf},
+    states=(("exp_avgs", "exp_avg_sqs"),),
+    formula=_formula,
+)
 
 
 def adam_step(
@@ -80,18 +103,12 @@ def adam_step(
         Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1;
         Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
-    call, inputs = check_adam(
-        grads, exp_avgs, exp_avg_sqs, steps, lr, betas, eps, eps_root, weight_decay, params,
-        decoupled, maximize,
+    numbers = (lr, *pair("betas", betas), eps, eps_root)
+    updates, exp_avgs, exp_avg_sqs = step(
+        ADAM, 0, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, params, decoupled,
+        maximize,
     )  # fmt: skip
-    count = len(grads)
-    if count == 0:
-        return [], [], []
-    if torch.compiler.is_compiling() or has_obstacle(inputs[6:], inputs[:6]):
-        outputs = _composed.adam(call, inputs)
-    else:
-        outputs = _fused.adam(call, inputs)
-    return outputs[:count], outputs[count : 2 * count], outputs[2 * count :]
+    return updates, exp_avgs, exp_avg_sqs
 
 
 def adam_step_(
@@ -128,50 +145,8 @@ def adam_step_(
         >>> p
         tensor([0.9000, 1.1000])
     """
-    columns = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
-    check_tensors(columns)
-    call, inputs = check_adam(
-        grads, exp_avgs, exp_avg_sqs, steps, lr, betas, eps, eps_root, weight_decay, params,
-        decoupled, maximize,
+    numbers = (lr, *pair("betas", betas), eps, eps_root)
+    step_(
+        ADAM, 0, params, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, decoupled,
+        maximize,
     )  # fmt: skip
-    _refuse_graph(columns, inputs[:6])
-    _refuse_overlap(columns)
-    if not params:
-        return
-    params = list(params)
-    tensors = [t for column in columns.values() for t in column]
-    composed = torch.compiler.is_compiling() or has_obstacle(tensors, inputs[:6])
-    if composed or not _fused.adam_(call, inputs, params):
-        _composed.adam_(call, inputs, params)
-
-
-def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: Sequence[float | Tensor]) -> None:
-    for name, column in columns.items():
-        for i, t in enumerate(column):
-            if t.grad_fn is not None or (t.requires_grad and name != "params"):
-                raise ValueError(
-                    f"`{name}[{i}]` is part of a graph, which a step in place would cut. "
-                    "Use `adam_step`, or detach it."
-                )
-    for name, number in zip(HYPER, numbers, strict=True):
-        if isinstance(number, Tensor) and number.requires_grad:
-            raise ValueError(
-                f"`{name}` requires grad, which a step in place cannot give. "
-                "Use `adam_step`, or detach it."
-            )
-
-
-def _refuse_overlap(columns: dict[str, Sequence[Tensor]]) -> None:
-    places: dict[int, str] = {}
-    for name in ("params", "exp_avgs", "exp_avg_sqs"):
-        for i, t in enumerate(columns[name]):
-            here = f"{name}[{i}]"
-            if id(t) in places:
-                raise ValueError(f"`{here}` is `{places[id(t)]}`: it cannot be written twice.")
-            places[id(t)] = here
-            steps = zip(t.shape, t.stride(), strict=True)
-            if t.numel() > 0 and any(size > 1 and stride == 0 for size, stride in steps):
-                raise ValueError(
-                    f"`{here}` is expanded: its elements share memory, "
-                    "and cannot be written one by one. Clone it."
-                )

@@ -1,73 +1,59 @@
 """What one call asks for, checked once for both paths."""
 
 import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import chain
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
-HYPER = ("lr", "betas[0]", "betas[1]", "eps", "eps_root", "weight_decay")
+from diffopt_kernels._rule import Call, Rule
 
 
-class AdamCall(NamedTuple):
-    """What a step is told besides its inputs.
-
-    The inputs are one flat tuple, as an autograd function needs them: the six numbers of
-    `HYPER`, then all gradients, all first moments, all second moments and, if `has_params`,
-    all parameters.
-    """
-
-    steps: tuple[int, ...]  # one a tensor
-    has_params: bool  # which is to say, there is weight decay
-    decoupled: bool
-    maximize: bool
-
-
-def check_adam(
+def check(
+    rule: Rule,
+    variant: int,
     grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
+    states: Sequence[Sequence[Tensor]],
     steps: int | Sequence[int],
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float | Tensor,
-    eps_root: float | Tensor,
+    numbers: Sequence[float | Tensor],
     weight_decay: float | Tensor,
     params: Sequence[Tensor] | None,
     decoupled: bool,
     maximize: bool,
-) -> tuple[AdamCall, tuple[Any, ...]]:
-    """Return the call and its flat inputs, or raise what is wrong with the arguments."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise ValueError(f"`betas` must be a pair, got {betas!r}.")
-    hyper = tuple(
-        _check_number(name, value, below=1.0 if name.startswith("betas") else None)
-        for name, value in zip(
-            HYPER, (lr, betas[0], betas[1], eps, eps_root, weight_decay), strict=True
-        )
-    )
-    decay = hyper[-1]
+    is_fusible: Callable[[Sequence[Any], Sequence[Any]], bool],
+) -> tuple[Call, tuple[Any, ...], bool]:
+    """Return the call, its flat inputs, and whether it may take the fused path.
+
+    Raises what is wrong with the arguments. What is fusible is known to be right, and is not
+    looked at a second time: that would be a good part of a small step.
+    """
+    hyper = [
+        _check_number(name, value, below)
+        for (name, below), value in zip(rule.numbers.items(), numbers, strict=True)
+    ]
+    decay = _check_number("weight_decay", weight_decay, inf)
+    hyper.append(decay)
     has_params = isinstance(decay, Tensor) or decay != 0
     if has_params and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
 
-    columns: dict[str, Sequence[Tensor]] = {
-        "grads": grads,
-        "exp_avgs": exp_avgs,
-        "exp_avg_sqs": exp_avg_sqs,
-    }
-    if params is not None:
-        columns["params"] = params
-    check_tensors(columns)
-    for name, value in zip(HYPER, hyper, strict=True):
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            _check_device(name, value, grads)
+    columns = (grads, *states) if params is None else (grads, *states, params)
+    fusible = not torch.compiler.is_compiling() and is_fusible(columns, hyper)
+    if not fusible:
+        names = ("grads", *rule.states[variant], "params")
+        check_tensors(dict(zip(names, columns, strict=False)))
+        for name, value in zip((*rule.numbers, "weight_decay"), hyper, strict=True):
+            if isinstance(value, Tensor) and value.device.type != "cpu":
+                _check_device(name, value, grads)
 
-    call = AdamCall(_check_steps(steps, len(grads)), has_params, decoupled, maximize)
-    if has_params and params is not None:
-        return call, (*hyper, *grads, *exp_avgs, *exp_avg_sqs, *params)
-    return call, (*hyper, *grads, *exp_avgs, *exp_avg_sqs)
+    kind = 0 if not has_params else 2 if decoupled else 1
+    call = Call(rule, variant, _check_steps(steps, len(grads)), kind, bool(maximize))
+    if params is not None and not has_params:
+        columns = columns[:-1]
+    return call, (*hyper, *chain.from_iterable(columns)), fusible
 
 
 def check_tensors(columns: dict[str, Sequence[Tensor]]) -> None:
@@ -93,7 +79,7 @@ def _match(row: tuple[Any, ...]) -> bool:
     if not isinstance(like, Tensor) or not like.is_floating_point():
         return False
     shape, dtype, device = like.shape, like.dtype, like.device
-    for t in row:  # a loop, and not `all`, because this is a good part of a small step
+    for t in row:
         if (
             not isinstance(t, Tensor)
             or t.dtype is not dtype
@@ -129,7 +115,7 @@ def _check_tensor(name: str, tensor: Any, like_name: str, like: Tensor) -> None:
         )
 
 
-def _check_number(name: str, value: Any, below: float | None) -> float | Tensor:
+def _check_number(name: str, value: Any, below: float) -> float | Tensor:
     if isinstance(value, Tensor):
         # Its value is not looked at: on a device that would cost a synchronization, and under a
         # function transform there is none to look at.
@@ -144,12 +130,9 @@ def _check_number(name: str, value: Any, below: float | None) -> float | Tensor:
             f"`{name}` must be a number or a 0-d floating-point tensor, got {type(value).__name__}."
         )
     number = float(value)
-    # Claims are negated so that a NaN is refused.
-    if below is not None:
-        if not 0 <= number < below:
-            raise ValueError(f"`{name}` must be in [0, {below:g}), got {number:g}.")
-    elif not number >= 0:
-        raise ValueError(f"`{name}` must be at least 0, got {number:g}.")
+    if not 0 <= number < below:  # negated so that a NaN is refused
+        allowed = "at least 0" if below == inf else f"in [0, {below:g})"
+        raise ValueError(f"`{name}` must be {allowed}, got {number:g}.")
     return number
 
 

@@ -5,60 +5,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_kernels._check import AdamCall
+from diffopt_kernels._rule import Call, split
 
 
-def adam(call: AdamCall, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the updates, then the first moments, then the second moments."""
-    updates, exp_avgs, exp_avg_sqs = _adam_wide(call, inputs)
-    grads = inputs[6 : 6 + len(updates)]
+def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Return the updates, then each column of new states."""
+    columns = _step_wide(call, inputs)
+    grads = inputs[call.width : call.width + len(call.steps)]
     return [
-        wide.to(grad.dtype)
-        for column in (updates, exp_avgs, exp_avg_sqs)
-        for wide, grad in zip(column, grads, strict=True)
+        wide.to(grad.dtype) for column in columns for wide, grad in zip(column, grads, strict=True)
     ]
 
 
 @torch.no_grad()
-def adam_(call: AdamCall, inputs: tuple[Any, ...], params: list[Tensor]) -> None:
-    """Write the new parameters and moments over the old ones."""
-    count = len(params)
-    updates, exp_avgs, exp_avg_sqs = _adam_wide(call, inputs)
-    new_params = [p.to(u.dtype) + u for p, u in zip(params, updates, strict=True)]
-    old = (*params, *inputs[6 + count : 6 + 3 * count])
-    for before, after in zip(old, (*new_params, *exp_avgs, *exp_avg_sqs), strict=True):
-        before.copy_(after)
+def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> None:
+    """Write the new parameters and states over the old ones."""
+    updates, *new = _step_wide(call, inputs)
+    _, (_, *old) = split(call, inputs)
+    moved = [p.to(u.dtype) + u for p, u in zip(params, updates, strict=True)]
+    for before, after in zip([params, *old], [moved, *new], strict=False):
+        for x, y in zip(before, after, strict=True):
+            x.copy_(y)
 
 
-def _adam_wide(
-    call: AdamCall, inputs: tuple[Any, ...]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    count = len(call.steps)
-    lr, beta1, beta2, eps, eps_root, weight_decay = (_widest(x) for x in inputs[:6])
-    tensors = inputs[6:]
-    updates, exp_avgs, exp_avg_sqs = [], [], []
+def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
+    numbers, columns = split(call, inputs)
+    numbers = [_widest(x) for x in numbers]
+    lr, weight_decay = numbers[0], numbers[-1]
+    results: list[list[Tensor]] = [[] for _ in range(1 + call.depth)]
     for i, step in enumerate(call.steps):
-        g, m, v = (_widened(tensors[k * count + i]) for k in range(3))
-        p = _widened(tensors[3 * count + i]) if call.has_params else None
+        g, *states = (_widened(column[i]) for column in columns)
+        p = states.pop() if call.decay else None
 
         if call.maximize:
             g = -g
-        if p is not None and not call.decoupled:
-            g = g + _like(weight_decay, g) * p
-        m = _like(beta1, m) * m + _like(1 - beta1, m) * g
-        v = _like(beta2, v) * v + _like(1 - beta2, v) * (g * g)
-        radicand = v * _like(1 / (1 - beta2**step), v)
-        if isinstance(eps_root, Tensor) or eps_root != 0:
-            radicand = radicand + _like(eps_root, v)
-        denominator = root_or_zero(radicand) + _like(eps, v)
-        u = _like(-lr / (1 - beta1**step), m) * m / denominator
-        if p is not None and call.decoupled:
-            u = u - _like(lr * weight_decay, p) * p
+        if p is not None and call.decay == 1:
+            g = g + like(weight_decay, g) * p
+        u, *states = call.rule.formula(call.variant, step, numbers, g, states)
+        if p is not None and call.decay == 2:
+            u = u - like(lr * weight_decay, p) * p
 
-        updates.append(u)
-        exp_avgs.append(m)
-        exp_avg_sqs.append(v)
-    return updates, exp_avgs, exp_avg_sqs
+        for column, result in zip(results, (u, *states), strict=True):
+            column.append(result)
+    return results
 
 
 # NOTE [root of zero]
@@ -89,6 +78,7 @@ def _widest(number: Any) -> Any:
     return number
 
 
-def _like(number: Any, tensor: Tensor) -> Any:
+def like(number: Any, tensor: Tensor) -> Any:
+    """Return a number such that the product with the tensor keeps the tensor's dtype."""
     # A float64 number would otherwise make a 0-d float32 tensor float64.
     return number.to(tensor.dtype) if isinstance(number, Tensor) else number

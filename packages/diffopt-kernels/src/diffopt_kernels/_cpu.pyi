@@ -6,8 +6,12 @@ version: str
 compiler: str
 simd: str
 openmp: bool
+rules: dict[str, tuple[int, int, list[int]]]
+"""By name: the code, the number of hyperparameters, the number of states of each variant."""
 
-def adam_forward(
+def forward(
+    rule: int,
+    variant: int,
     dtype: int,
     decay: int,
     maximize: bool,
@@ -19,7 +23,9 @@ def adam_forward(
     threads: int,
     /,
 ) -> None: ...
-def adam_vjp(
+def vjp(
+    rule: int,
+    variant: int,
     dtype: int,
     decay: int,
     maximize: bool,

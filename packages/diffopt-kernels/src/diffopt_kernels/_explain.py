@@ -1,6 +1,7 @@
 """Which path tensors take, and why; how the native part was built."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,15 +13,14 @@ from diffopt_kernels import _cpu
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-def _dispatch_keys(tensor: Tensor) -> int:
-    return torch._C._dispatch_keys(tensor).raw_repr()
-
+_keys = torch._C._dispatch_keys
+_raw = torch._C.DispatchKeySet.raw_repr
 
 # A tensor's dispatch keys tell all that could make its address useless: another device or
 # layout, a lazy negation, a wrapper of a function transform (even one that has ended), a subclass.
-_PLAIN = _dispatch_keys(torch.empty(0, device="cpu"))
+_PLAIN = {_raw(_keys(torch.empty(0, device="cpu")))}
 with torch.inference_mode():
-    _PLAIN_INFERENCE = _dispatch_keys(torch.empty(0, device="cpu"))
+    _PLAIN.add(_raw(_keys(torch.empty(0, device="cpu"))))
 
 
 def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
@@ -28,8 +28,7 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
     yield from _ambient_obstacles()
     first = tensors[0].dtype if tensors else None
     for i, tensor in enumerate(tensors):
-        keys = _dispatch_keys(tensor)
-        if keys != _PLAIN and keys != _PLAIN_INFERENCE:
+        if _raw(_keys(tensor)) not in _PLAIN:
             yield f"`tensors[{i}]` is {_what_is(tensor)}: there are kernels for dense CPU tensors"
         if tensor.dtype is not first:
             yield f"`tensors[{i}]` is {tensor.dtype}, `tensors[0]` {first}: one call, one dtype"
@@ -41,10 +40,39 @@ def has_obstacle(tensors: Sequence[Any], numbers: Sequence[Any] = ()) -> bool:
     """Return whether the composed path must be taken; `numbers` may be of any dtype."""
     if next(obstacles(tensors), None) is not None:
         return True
-    return any(
-        isinstance(x, Tensor) and _dispatch_keys(x) not in (_PLAIN, _PLAIN_INFERENCE)
-        for x in numbers
+    return not _are_plain(x for x in numbers if isinstance(x, Tensor))
+
+
+def is_fusible(columns: Sequence[Any], numbers: Sequence[Any]) -> bool:
+    """Return whether these lists match each other and nothing is against the fused path.
+
+    Of anything else than lists of tensors this is false, too.
+    """
+    for column in columns:
+        if not isinstance(column, (list, tuple)):
+            return False
+    first = columns[0]
+    try:
+        if not first or not _are_plain(chain.from_iterable(columns)):
+            return False
+        shapes = [t.shape for t in first]
+        for column in columns[1:]:
+            if [t.shape for t in column] != shapes:
+                return False
+        dtypes = {t.dtype for column in columns for t in column}
+    except TypeError:
+        return False
+    return (
+        len(dtypes) == 1
+        and not DTYPES.keys().isdisjoint(dtypes)
+        and next(_ambient_obstacles(), None) is None
+        and _are_plain(x for x in numbers if isinstance(x, Tensor))
     )
+
+
+def _are_plain(tensors: Iterable[Any]) -> bool:
+    # Mapped, because a loop would take half as long again.
+    return _PLAIN.issuperset(map(_raw, map(_keys, tensors)))
 
 
 def explain(tensors: Sequence[Tensor]) -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diffopt_kernels import _composed, _cpu
-from diffopt_kernels._check import AdamCall
 from diffopt_kernels._explain import DTYPES, has_obstacle
+from diffopt_kernels._rule import Call, Rule, split
 
 # NOTE [addresses and Dynamo]
 # Traced code drops a tensor once its address is taken, and the kernel would then write into
@@ -35,64 +35,61 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def adam(call: AdamCall, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the updates, then the first moments, then the second moments."""
+def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Return the updates, then each column of new states."""
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
         return list(_apply(call, *inputs))
     return _forward(call, inputs)
 
 
 @untraced
-def adam_(call: AdamCall, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
-    """Write the new parameters and moments over the old ones, if their layouts allow it."""
-    count = len(params)
-    grads, exp_avgs, exp_avg_sqs = (
-        list(inputs[6 + k * count : 6 + (k + 1) * count]) for k in range(3)
-    )
-    columns, likes = _in_one_order([params, grads, exp_avgs, exp_avg_sqs])
-    written = (params, exp_avgs, exp_avg_sqs)
-    p, g, m, v = columns
-    for old, new in zip(written, (p, m, v), strict=True):
+def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
+    """Write the new parameters and states over the old ones, if their layouts allow it."""
+    _, (grads, *states) = split(call, inputs)
+    columns, likes = _in_one_order([params, grads, *states[: call.depth]])
+    p, g, *s = columns
+    for old, new in zip([params, *states], [p, *s], strict=False):
         if any(a is not b for a, b in zip(old, new, strict=True)):
             return False
-    _cpu.adam_forward(*_request(call, inputs, likes, True, g, m, v, p, p, m, v))
+    _cpu.forward(*_request(call, inputs, likes, True, g, *s, p, p, *s))
     # Autograd must learn of writes that it did not see. (An inference tensor counts none.)
-    torch.autograd.graph.increment_version(
-        [t for column in written for t in column if not t.is_inference()]
-    )
+    written = [t for column in (p, *s) for t in column if not t.is_inference()]
+    torch.autograd.graph.increment_version(written)
     return True
 
 
-class _AdamStep(torch.autograd.Function):
+class _FusedStep(torch.autograd.Function):
     """The step, and its vector-Jacobian product.
 
-    Keeps its inputs and nothing else. In an unrolled loop they are kept anyway: the moments are
+    Keeps its inputs and nothing else. In an unrolled loop they are kept anyway: the states are
     outputs of the step before, the gradients belong to the graph. The backward pass computes the
-    new moments again, in registers.
+    new states again, in registers.
     """
 
     @staticmethod
-    def forward(ctx: Any, call: AdamCall, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: Call, *inputs: Any) -> tuple[Tensor, ...]:
         outputs = _forward(call, inputs)
+        width = call.width
         ctx.call = call
-        ctx.sizes = [x.numel() for x in inputs[6:]]
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs[:6]]
+        ctx.sizes = [x.numel() for x in inputs[width:]]
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs[:width]]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
-        constant = _constant(call, ctx.needs_input_grad[1:], outputs)
+        constant = _constant(call, ctx.needs_input_grad[1:])
         if constant:
-            ctx.mark_non_differentiable(*constant)
+            ctx.mark_non_differentiable(*[outputs[k] for k in constant])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         numbers = [next(saved) if x is None else x for x in ctx.numbers]
-        inputs, needed = (*numbers, *saved), ctx.needs_input_grad[1:]
+        tensors, needed = tuple(saved), ctx.needs_input_grad[1:]
         # Hooks on saved tensors and on gradients may have put anything in their places.
-        if [x.numel() for x in inputs[6:]] != ctx.sizes:
+        if [x.numel() for x in tensors] != ctx.sizes:
             raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
-        given = (*inputs[6:], *(c for c in cotangents if c is not None))
+        given = (*tensors, *(c for c in cotangents if c is not None))
+        inputs = (*numbers, *tensors)
         if torch.is_grad_enabled() or has_obstacle(given, numbers):
             return (None, *_composed_vjp(ctx.call, inputs, cotangents, needed))
         return (None, *_vjp(ctx.call, inputs, cotangents, needed))
@@ -100,46 +97,51 @@ class _AdamStep(torch.autograd.Function):
 
 # torch.autograd.Function.apply without what it does for function transforms, of which none is
 # active here: about 10 microseconds a step.
-_apply: Any = super(torch.autograd.Function, _AdamStep).apply  # type: ignore[misc]
+_apply: Any = super(torch.autograd.Function, _FusedStep).apply  # type: ignore[misc]
 
 
 @untraced
-def _forward(call: AdamCall, inputs: tuple[Any, ...]) -> list[Tensor]:
-    columns, likes = _in_one_order(_columns(call, inputs))
+def _forward(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
+    _, columns = split(call, inputs)
+    columns, likes = _in_one_order(columns)
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
-    outputs = [[torch.empty_like(t) for t in likes] for _ in range(3)]
-    _cpu.adam_forward(*_request(call, inputs, likes, False, *columns, *outputs))
+    outputs = [list(map(torch.empty_like, likes)) for _ in range(1 + call.depth)]
+    no_params = [] if call.decay else [[None] * len(likes)]
+    _cpu.forward(*_request(call, inputs, likes, False, *columns, *no_params, *outputs))
     return [t for column in outputs for t in column]
 
 
 @untraced
 def _vjp(
-    call: AdamCall,
+    call: Call,
     inputs: tuple[Any, ...],
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    count, width = len(call.steps), 4 if call.has_params else 3
-    of_inputs = _columns(call, inputs)
-    of_outputs = [cotangents[k * count : (k + 1) * count] for k in range(3)]
+    count, width = len(call.steps), call.width
+    of_inputs = split(call, inputs)[1]
+    of_outputs = [cotangents[k : k + count] for k in range(0, len(cotangents), count)]
     rows = [i for i in range(count) if any(column[i] is not None for column in of_outputs)]
     columns, likes = _in_one_order(
         [[column[i] for i in rows] for column in (*of_inputs, *of_outputs)]
     )
-    wanted = [[6 + k * count + i for i in rows] for k in range(width)]
+    wanted = [[at + i for i in rows] for at in range(width, len(inputs), count)]
     outputs = [
         [torch.empty_like(t) if needed[at] else None for t, at in zip(likes, column, strict=True)]
         for column in wanted
     ]
-    no_params = [] if call.has_params else [[None] * len(rows)]
-    want_hyper = any(needed[:6])
+    arrays: list[list[Any]] = [*columns, *outputs]
+    if not call.decay:
+        nothing = [None] * len(rows)
+        arrays = [*columns[: len(of_inputs)], nothing, *columns[len(of_inputs) :]]
+        arrays += [*outputs, nothing]
+    want_hyper = any(needed[:width])
     call = call._replace(steps=tuple(call.steps[i] for i in rows))
-    arrays = (*columns, *outputs, *no_params)
-    sums = _cpu.adam_vjp(*_request(call, inputs, likes, want_hyper, *arrays))
+    sums = _cpu.vjp(*_request(call, inputs, likes, want_hyper, *arrays))
 
     found: list[Tensor | None] = [None] * len(inputs)
-    for k in range(6):
+    for k in range(width):
         if needed[k]:
             found[k] = torch.tensor(sums[k], dtype=inputs[k].dtype, device=inputs[k].device)
     for column, places in zip(outputs, wanted, strict=True):
@@ -149,7 +151,7 @@ def _vjp(
 
 
 def _composed_vjp(
-    call: AdamCall,
+    call: Call,
     inputs: tuple[Any, ...],
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
@@ -159,7 +161,7 @@ def _composed_vjp(
         # Aliases, because one input may be computed from another (a moment from a gradient): asked
         # for the inputs themselves, autograd would follow that path too and count it twice.
         aliases = tuple(x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True))
-        outputs = _composed.adam(call, aliases)
+        outputs = _composed.step(call, aliases)
         pairs = [
             (output, cotangent)
             for output, cotangent in zip(outputs, cotangents, strict=True)
@@ -179,32 +181,33 @@ def _composed_vjp(
     return [next(found) if need else None for need in needed]
 
 
-def _constant(call: AdamCall, needed: Sequence[bool], outputs: list[Tensor]) -> list[Tensor]:
-    """Return the outputs that no input that requires grad enters, as autograd would find."""
-    count = len(call.steps)
-    coupled = call.has_params and not call.decoupled
-    lr, beta1, beta2, eps, eps_root, weight_decay = needed[:6]
-    in_descent = coupled and weight_decay
-    in_m, in_v = beta1 or in_descent, beta2 or in_descent
-    in_u = in_m or in_v or lr or eps or eps_root or weight_decay
+def _constant(call: Call, needed: tuple[bool, ...]) -> list[int]:
+    """Return the places of outputs that no input that requires grad enters."""
+    width, count = call.width, len(call.steps)
+    rows = zip(*(needed[k : k + count] for k in range(width, len(needed), count)), strict=True)
     constant = []
-    for i in range(count):
-        g, m, v, *p = needed[6 + i :: count]
-        descent = g or (coupled and p[0])
-        if not (m or descent or in_m):
-            constant.append(outputs[count + i])
-        if not (v or descent or in_v):
-            constant.append(outputs[2 * count + i])
-        if not (g or m or v or any(p) or in_u):
-            constant.append(outputs[i])
+    for i, (row, step) in enumerate(zip(rows, call.steps, strict=True)):
+        kind = (call.rule, call.variant, call.decay, step == 1, needed[:width], row)
+        constant += [k * count + i for k in _constant_of_one(*kind)]
     return constant
 
 
-def _columns(call: AdamCall, inputs: tuple[Any, ...]) -> list[list[Any]]:
-    """Return gradients, first moments, second moments and parameters, if any."""
-    count = len(call.steps)
-    columns = [list(inputs[6 + k * count : 6 + (k + 1) * count]) for k in range(3)]
-    return [*columns, list(inputs[6 + 3 * count :]) if call.has_params else [None] * count]
+@functools.cache
+def _constant_of_one(
+    rule: Rule,
+    variant: int,
+    decay: int,
+    first: bool,
+    numbers: tuple[bool, ...],
+    row: tuple[bool, ...],
+) -> list[int]:
+    # The composed formula is asked: it is the only place that says what enters where.
+    call = Call(rule, variant, (1 if first else 2,), decay, False)
+    half = torch.full((), 0.5, dtype=torch.float64, device="cpu")
+    inputs = tuple(half.clone().requires_grad_(need) for need in (*numbers, *row))
+    # The user's hooks on saved tensors have no business here.
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        return [k for k, t in enumerate(_composed.step(call, inputs)) if not t.requires_grad]
 
 
 def _in_one_order(columns: list[list[Any]]) -> tuple[list[list[Any]], list[Tensor]]:
@@ -227,15 +230,18 @@ def _in_one_order(columns: list[list[Any]]) -> tuple[list[list[Any]], list[Tenso
 
 
 def _request(
-    call: AdamCall, inputs: tuple[Any, ...], likes: list[Tensor], flag: bool, *arrays: list[Any]
+    call: Call, inputs: tuple[Any, ...], likes: list[Tensor], flag: bool, *arrays: list[Any]
 ) -> tuple[Any, ...]:
     """Return the arguments of a native function; the caller holds the arrays' tensors."""
+    width = call.width
     return (
-        DTYPES[inputs[6].dtype],
-        0 if not call.has_params else 2 if call.decoupled else 1,
+        _cpu.rules[call.rule.name][0],
+        call.variant,
+        DTYPES[inputs[width].dtype],
+        call.decay,
         call.maximize,
         flag,
-        [float(x) for x in inputs[:6]],
+        [float(x) for x in inputs[:width]],
         [t.numel() for t in likes],
         call.steps,
         [0 if t is None else t.data_ptr() for column in arrays for t in column],

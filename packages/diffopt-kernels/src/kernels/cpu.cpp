@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -43,7 +44,7 @@ std::vector<const Simd *> available_simd() {
 
 /// Elements [begin, end) of one tensor.
 struct Chunk {
-    const AdamTensor *tensor;
+    const Tensor *tensor;
     std::int64_t begin, end;
 };
 
@@ -51,7 +52,7 @@ constexpr std::int64_t chunk_size = 1 << 14;
 constexpr std::int64_t parallel_size = 1 << 15;  // below, waking the threads costs more
 
 /// Cut by size alone, so that sums over chunks come out alike for any number of threads.
-std::vector<Chunk> cut(const std::vector<AdamTensor> &tensors) {
+std::vector<Chunk> cut(const std::vector<Tensor> &tensors) {
     std::vector<Chunk> chunks;
     for (const auto &tensor : tensors)
         for (std::int64_t begin = 0; begin < tensor.size; begin += chunk_size)
@@ -78,27 +79,42 @@ void for_each(const std::vector<Chunk> &chunks, int threads, Work work) {
     for (std::int64_t i = 0; i < count; ++i) work(i);
 }
 
+template <template <typename, int> class R, int... variant>
+RuleInfo describe(std::integer_sequence<int, variant...>) {
+    return {R<double, 0>::name, R<double, 0>::hypers, {R<double, variant>::states...}};
+}
+
+template <template <typename, int> class... R>
+std::vector<RuleInfo> list_rules(RuleList<R...>) {
+    return {describe<R>(std::make_integer_sequence<int, R<double, 0>::variants>{})...};
+}
+
 }  // namespace
 
-void adam_forward(const AdamCall &call, const std::vector<AdamTensor> &tensors, int threads) {
-    const auto forward = simd->adam_forward(call);
+void forward(const Call &call, const std::vector<Tensor> &tensors, int threads) {
+    const auto loop = simd->forward(call.dtype);
     const auto chunks = cut(tensors);
     for_each(chunks, threads, [&](std::int64_t i) {
-        forward(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end);
+        loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end);
     });
 }
 
-HyperSums adam_vjp(const AdamCall &call, const std::vector<AdamTensor> &tensors, int threads) {
-    const auto vjp = simd->adam_vjp(call);
+Hyper vjp(const Call &call, const std::vector<Tensor> &tensors, int threads) {
+    const auto loop = simd->vjp(call.dtype);
     const auto chunks = cut(tensors);
-    std::vector<HyperSums> sums(chunks.size());
+    std::vector<Hyper> sums(chunks.size());
     for_each(chunks, threads, [&](std::int64_t i) {
-        vjp(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end, sums[i]);
+        loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end, sums[i]);
     });
-    HyperSums total{};
+    Hyper total{};
     for (const auto &share : sums)
         for (std::size_t k = 0; k < total.size(); ++k) total[k] += share[k];
     return total;
+}
+
+const std::vector<RuleInfo> &rules() {
+    static const auto found = list_rules(AllRules{});
+    return found;
 }
 
 const char *simd_name() { return simd->name; }

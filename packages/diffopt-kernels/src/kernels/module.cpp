@@ -12,82 +12,122 @@ namespace py = pybind11;
 
 namespace {
 
-using diffopt::AdamCall;
-using diffopt::AdamTensor;
+using diffopt::Call;
+using diffopt::Hyper;
 using Integers = std::vector<std::int64_t>;
 using Addresses = std::vector<std::uintptr_t>;
 
-/// One column of addresses for each array of `AdamTensor`, one row for each tensor.
+/// What both functions are told alike, as Python passes it.
+struct Request {
+    Call call;
+    std::vector<diffopt::Tensor> tensors;
+    int states;
+
+    Request(int rule, int variant, int dtype, int decay, bool maximize,
+            const std::vector<double> &hyper, const Integers &sizes, const Integers &steps)
+        : tensors(sizes.size()) {
+        const auto &rules = diffopt::rules();
+        if (rule < 0 || rule >= static_cast<int>(rules.size()))
+            throw std::invalid_argument("rule: unknown code");
+        const auto &info = rules[rule];
+        if (variant < 0 || variant >= static_cast<int>(info.states.size()))
+            throw std::invalid_argument("variant: unknown code");
+        if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype: unknown code");
+        if (decay < 0 || decay > 2) throw std::invalid_argument("decay: unknown code");
+        if (hyper.size() != info.hypers + std::size_t{1})
+            throw std::invalid_argument("hyper: wrong count");
+        if (steps.size() != sizes.size()) throw std::invalid_argument("steps: wrong count");
+        states = info.states[variant];
+        call = {rule,
+                variant,
+                static_cast<diffopt::Dtype>(dtype),
+                static_cast<diffopt::Decay>(decay),
+                maximize,
+                false,
+                false,
+                {}};
+        for (int k = 0; k < info.hypers; ++k) call.hyper[k] = hyper[k];
+        call.hyper.back() = hyper.back();
+        for (std::size_t i = 0; i < sizes.size(); ++i)
+            tensors[i].size = sizes[i], tensors[i].step = steps[i];
+    }
+};
+
+/// Reads the addresses: one column for each array, one row for each tensor.
 class Columns {
    public:
     Columns(const Addresses &addresses, std::size_t rows, std::size_t columns)
-        : addresses_(addresses), rows_(rows) {
+        : next_(addresses.data()), rows_(rows) {
         if (addresses.size() != rows * columns)
             throw std::invalid_argument("addresses: wrong count");
     }
 
-    void *operator()(std::size_t column, std::size_t row) const {
-        return reinterpret_cast<void *>(addresses_[column * rows_ + row]);
+    /// Gives the next column to a member of each tensor.
+    template <typename Member>
+    void give(std::vector<diffopt::Tensor> &tensors, Member member) {
+        for (std::size_t i = 0; i < rows_; ++i)
+            member(tensors[i]) = reinterpret_cast<void *>(next_[i]);
+        next_ += rows_;
     }
 
    private:
-    const Addresses &addresses_;
+    const std::uintptr_t *next_;
     std::size_t rows_;
 };
 
-AdamCall make_call(int dtype, int decay, bool maximize, const diffopt::HyperSums &hyper) {
-    if (dtype < 0 || dtype > 3) throw std::invalid_argument("dtype: unknown code");
-    if (decay < 0 || decay > 2) throw std::invalid_argument("decay: unknown code");
-    return {static_cast<diffopt::Dtype>(dtype),
-            static_cast<diffopt::Decay>(decay),
-            maximize,
-            false,
-            false,
-            {hyper[0], hyper[1], hyper[2], hyper[3], hyper[4], hyper[5]}};
-}
-
-std::vector<AdamTensor> make_tensors(const Integers &sizes, const Integers &steps) {
-    if (steps.size() != sizes.size()) throw std::invalid_argument("steps: wrong count");
-    std::vector<AdamTensor> tensors(sizes.size());
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-        tensors[i].size = sizes[i];
-        tensors[i].step = steps[i];
-    }
-    return tensors;
-}
-
-void adam_forward(int dtype, int decay, bool maximize, bool in_place,
-                  const diffopt::HyperSums &hyper, const Integers &sizes, const Integers &steps,
-                  const Addresses &addresses, int threads) {
-    auto call = make_call(dtype, decay, maximize, hyper);
+void forward(int rule, int variant, int dtype, int decay, bool maximize, bool in_place,
+             const std::vector<double> &hyper, const Integers &sizes, const Integers &steps,
+             const Addresses &addresses, int threads) {
+    Request request(rule, variant, dtype, decay, maximize, hyper, sizes, steps);
+    auto &[call, tensors, states] = request;
     call.in_place = in_place;
-    auto tensors = make_tensors(sizes, steps);
-    const Columns column(addresses, sizes.size(), 7);
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-        auto &t = tensors[i];
-        t.g = column(0, i), t.m = column(1, i), t.v = column(2, i), t.p = column(3, i);
-        t.out_u = column(4, i), t.out_m = column(5, i), t.out_v = column(6, i);
-    }
+    Columns columns(addresses, sizes.size(), 3 + 2 * static_cast<std::size_t>(states));
+    using diffopt::Tensor;
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
+    for (int k = 0; k < states; ++k)
+        columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.out_update; });
+    for (int k = 0; k < states; ++k)
+        columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
     const py::gil_scoped_release unlocked;
-    diffopt::adam_forward(call, tensors, threads);
+    diffopt::forward(call, tensors, threads);
 }
 
-diffopt::HyperSums adam_vjp(int dtype, int decay, bool maximize, bool want_hyper,
-                            const diffopt::HyperSums &hyper, const Integers &sizes,
-                            const Integers &steps, const Addresses &addresses, int threads) {
-    auto call = make_call(dtype, decay, maximize, hyper);
+std::vector<double> vjp(int rule, int variant, int dtype, int decay, bool maximize, bool want_hyper,
+                        const std::vector<double> &hyper, const Integers &sizes,
+                        const Integers &steps, const Addresses &addresses, int threads) {
+    Request request(rule, variant, dtype, decay, maximize, hyper, sizes, steps);
+    auto &[call, tensors, states] = request;
     call.want_hyper = want_hyper;
-    auto tensors = make_tensors(sizes, steps);
-    const Columns column(addresses, sizes.size(), 11);
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-        auto &t = tensors[i];
-        t.g = column(0, i), t.m = column(1, i), t.v = column(2, i), t.p = column(3, i);
-        t.du = column(4, i), t.dm = column(5, i), t.dv = column(6, i);
-        t.out_dg = column(7, i), t.out_dm = column(8, i), t.out_dv = column(9, i);
-        t.out_dp = column(10, i);
+    Columns columns(addresses, sizes.size(), 5 + 3 * static_cast<std::size_t>(states));
+    using diffopt::Tensor;
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
+    for (int k = 0; k < states; ++k)
+        columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.d_update; });
+    for (int k = 0; k < states; ++k)
+        columns.give(tensors, [k](Tensor &t) -> auto & { return t.d_states[k]; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.out_g; });
+    for (int k = 0; k < states; ++k)
+        columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
+    columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
+    Hyper sums;
+    {
+        const py::gil_scoped_release unlocked;
+        sums = diffopt::vjp(call, tensors, threads);
     }
-    const py::gil_scoped_release unlocked;
-    return diffopt::adam_vjp(call, tensors, threads);
+    std::vector<double> found(sums.begin(), sums.begin() + static_cast<long>(hyper.size()) - 1);
+    found.push_back(sums.back());
+    return found;
+}
+
+py::dict rules() {
+    py::dict found;
+    for (const auto &info : diffopt::rules())
+        found[py::str(info.name)] = py::make_tuple(found.size(), info.hypers, info.states);
+    return found;
 }
 
 std::string compiler() {
@@ -106,8 +146,9 @@ std::string compiler() {
 
 PYBIND11_MODULE(_cpu, module) {
     diffopt::choose_simd();
-    module.def("adam_forward", &adam_forward);
-    module.def("adam_vjp", &adam_vjp);
+    module.def("forward", &forward);
+    module.def("vjp", &vjp);
+    module.attr("rules") = rules();
     module.attr("version") = DIFFOPT_VERSION;
     module.attr("compiler") = compiler();
     module.attr("simd") = diffopt::simd_name();

@@ -1,6 +1,9 @@
 // The loops. Compiled once for each instruction set, under the name DIFFOPT_SIMD.
 
 #include <algorithm>
+#include <new>
+#include <type_traits>
+#include <utility>
 
 #include "cpu.hpp"
 
@@ -13,137 +16,319 @@
 namespace diffopt {
 namespace {
 
-/// Elements handled between two looks at which arrays are there: small enough for the first cache.
-constexpr std::int64_t block_size = 512;
+/// A rule made ready for one tensor.
+struct Prepared {
+    alignas(16) unsigned char bytes[192];
+};
 
-template <typename S>
-const S *at(const void *array, std::int64_t begin, const S *otherwise) {
-    return array ? static_cast<const S *>(array) + begin : otherwise;
+template <typename Rule>
+void prepare(const double *hyper, std::int64_t step, Prepared &prepared) {
+    static_assert(sizeof(Rule) <= sizeof prepared.bytes, "make Prepared larger");
+    static_assert(std::is_trivially_copyable_v<Rule>, "nothing destroys it");
+    new (prepared.bytes) Rule(hyper, step);
 }
 
-template <typename S>
-S *at(void *array, std::int64_t begin, S *otherwise) {
-    return array ? static_cast<S *>(array) + begin : otherwise;
+template <typename Rule>
+const Rule &prepared_rule(const Prepared &prepared) {
+    return *std::launder(reinterpret_cast<const Rule *>(prepared.bytes));
 }
 
-template <typename S, Decay decay, bool in_place>
-void forward(const AdamCall &call, const AdamTensor &t, std::int64_t begin, std::int64_t end) {
-    using T = Wide<S>;
-    const Adam<T, decay> rule(call.hyper, call.maximize, t.step);
-    const auto g = static_cast<const S *>(t.g), m = static_cast<const S *>(t.m),
-               v = static_cast<const S *>(t.v), p = static_cast<const S *>(t.p);
-    const auto out_u = static_cast<S *>(t.out_u), out_m = static_cast<S *>(t.out_m),
-               out_v = static_cast<S *>(t.out_v);
-    // Outputs are the inputs themselves, or apart from them: never shifted against them.
+/// Elements that are all present and contiguous. What a loop writes may be what it reads, or apart
+/// from it: never shifted against it.
+template <typename T>
+struct Arrays {
+    const T *g, *states[max_states];
+    const T *d_update, *d_states[max_states];  // vjp only
+    T *out;                                    // update; vjp: cotangent of the gradient
+    T *out_states[max_states];                 // new states; vjp: cotangents of the old
+};
+
+/// One variant of a rule.
+template <typename T>
+struct Kernel {
+    int states;
+    void (*prepare)(const double *hyper, std::int64_t step, Prepared &);
+    void (*forward)(const Prepared &, std::int64_t size, const Arrays<T> &);
+    void (*vjp)(const Prepared &, std::int64_t size, const Arrays<T> &);
+    /// The same, and adds to the sums over hyperparameters.
+    void (*vjp_and_sums)(const Prepared &, std::int64_t size, const Arrays<T> &, double *sums);
+};
+
+// The body of the loop stands in a function, because arrays that are declared in a loop under
+// `omp simd` keep GCC from vectorizing it.
+template <typename Rule, typename T, std::size_t... k>
+DIFFOPT_RULE void forward_element(const Rule &rule, const Arrays<T> &a, std::int64_t i,
+                                  std::index_sequence<k...>) {
+    T s[] = {a.states[k][i]..., T(0)};
+    a.out[i] = rule.forward(a.g[i], s);
+    ((a.out_states[k][i] = s[k]), ...);
+}
+
+template <typename Rule, typename T, std::size_t... k>
+DIFFOPT_RULE void vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i, T *dh,
+                              std::index_sequence<k...>) {
+    const T s[] = {a.states[k][i]..., T(0)};
+    T ds[] = {a.d_states[k][i]..., T(0)};
+    a.out[i] = rule.vjp(a.g[i], s, a.d_update[i], ds, dh);
+    ((a.out_states[k][i] = ds[k]), ...);
+}
+
+template <typename Rule, typename T>
+void forward_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays) {
+    using Index = std::make_index_sequence<Rule::states>;
+    const auto rule = prepared_rule<Rule>(prepared);
+    const Arrays<T> a = arrays;
 #pragma omp simd
-    for (std::int64_t i = begin; i < end; ++i) {
-        T m_i = widen(m[i]), v_i = widen(v[i]), p_i = T(0);
-        if constexpr (in_place || decay != Decay::none) p_i = widen(p[i]);
-        const T u_i = rule.forward(widen(g[i]), m_i, v_i, p_i);
-        out_m[i] = narrow<S>(m_i);
-        out_v[i] = narrow<S>(v_i);
-        out_u[i] = narrow<S>(in_place ? p_i + u_i : u_i);
-    }
+    for (std::int64_t i = 0; i < size; ++i) forward_element(rule, a, i, Index{});
 }
 
-template <typename S, Decay decay, bool want_hyper>
-void vjp(const AdamCall &call, const AdamTensor &t, std::int64_t begin, std::int64_t end,
-         HyperSums &sums) {
-    using T = Wide<S>;
-    const Adam<T, decay> rule(call.hyper, call.maximize, t.step);
-    // What is absent is read from `zeros` and written to `waste`, which stay in the first cache:
-    // one loop serves every combination.
-    const S zeros[block_size] = {};
-    S waste[4][block_size];
-    double lr = 0, beta1 = 0, beta2 = 0, eps = 0, eps_root = 0, weight_decay = 0;
-    for (; begin < end; begin += block_size) {
-        const auto size = std::min(block_size, end - begin);
-        const S *g = at(t.g, begin, zeros), *m = at(t.m, begin, zeros), *v = at(t.v, begin, zeros),
-                *p = at(t.p, begin, zeros);
-        const S *du = at(t.du, begin, zeros), *dm = at(t.dm, begin, zeros),
-                *dv = at(t.dv, begin, zeros);
-        S *out_dg = at(t.out_dg, begin, waste[0]), *out_dm = at(t.out_dm, begin, waste[1]),
-          *out_dv = at(t.out_dv, begin, waste[2]), *out_dp = at(t.out_dp, begin, waste[3]);
-#pragma omp simd reduction(+ : lr, beta1, beta2, eps, eps_root, weight_decay)
-        for (std::int64_t i = 0; i < size; ++i) {
-            T p_i = T(0);
-            if constexpr (decay != Decay::none) p_i = widen(p[i]);
-            const auto d = rule.vjp(widen(g[i]), widen(m[i]), widen(v[i]), p_i, widen(du[i]),
-                                    widen(dm[i]), widen(dv[i]));
-            out_dg[i] = narrow<S>(d.g);
-            out_dm[i] = narrow<S>(d.m);
-            out_dv[i] = narrow<S>(d.v);
-            if constexpr (decay != Decay::none) out_dp[i] = narrow<S>(d.p);
-            if constexpr (want_hyper) {
-                lr += static_cast<double>(d.lr);
-                beta1 += static_cast<double>(d.beta1);
-                beta2 += static_cast<double>(d.beta2);
-                eps += static_cast<double>(d.eps);
-                eps_root += static_cast<double>(d.eps_root);
-                weight_decay += static_cast<double>(d.weight_decay);
-            }
+template <typename Rule, bool want_hyper, typename T>
+void vjp_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays,
+              [[maybe_unused]] double *sums) {
+    using Index = std::make_index_sequence<Rule::states>;
+    const auto rule = prepared_rule<Rule>(prepared);
+    const Arrays<T> a = arrays;
+    static_assert(max_hypers == 5, "a sum for each");
+    double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, sum4 = 0;
+#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3, sum4)
+    for (std::int64_t i = 0; i < size; ++i) {
+        T dh[max_hypers];
+        vjp_element(rule, a, i, dh, Index{});
+        if constexpr (want_hyper) {
+            sum0 += static_cast<double>(dh[0]);
+            if constexpr (Rule::hypers > 1) sum1 += static_cast<double>(dh[1]);
+            if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(dh[2]);
+            if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(dh[3]);
+            if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(dh[4]);
         }
     }
-    sums = {lr, beta1, beta2, eps, eps_root, weight_decay};
+    if constexpr (want_hyper) {
+        const double found[] = {sum0, sum1, sum2, sum3, sum4};
+        for (int h = 0; h < Rule::hypers; ++h) sums[h] += found[h];
+    }
 }
 
-template <typename S, Decay decay>
-AdamForward forward_with(const AdamCall &call) {
-    return call.in_place ? forward<S, decay, true> : forward<S, decay, false>;
+template <typename Rule, typename T>
+constexpr Kernel<T> make_kernel() {
+    static_assert(Rule::states <= max_states && Rule::hypers <= max_hypers, "raise the maximum");
+    return {Rule::states, prepare<Rule>, forward_loop<Rule, T>,
+            [](const Prepared &rule, std::int64_t size, const Arrays<T> &arrays) {
+                vjp_loop<Rule, false>(rule, size, arrays, nullptr);
+            },
+            vjp_loop<Rule, true, T>};
 }
 
-template <typename S, Decay decay>
-AdamVjp vjp_with(const AdamCall &call) {
-    return call.want_hyper ? vjp<S, decay, true> : vjp<S, decay, false>;
+template <typename T, template <typename, int> class R, typename Numbers>
+struct Variants;
+template <typename T, template <typename, int> class R, int... variant>
+struct Variants<T, R, std::integer_sequence<int, variant...>> {
+    static constexpr Kernel<T> kernels[] = {make_kernel<R<T, variant>, T>()...};
+};
+
+/// The kernels of a rule and variant. (No containers of the standard library in this file: the
+/// linker would share their functions between the instruction sets.)
+template <typename T, template <typename, int> class... R>
+const Kernel<T> &find_kernel(int rule, int variant, RuleList<R...>) {
+    static constexpr const Kernel<T> *rules[] = {
+        Variants<T, R, std::make_integer_sequence<int, R<T, 0>::variants>>::kernels...};
+    return rules[rule][variant];
+}
+
+/// Elements that are handled between two looks at which arrays are there, how they are stored and
+/// what is applied around the rule: all that lies between stays in the first cache.
+constexpr std::int64_t block_size = 512;
+
+template <typename T>
+const T zeros[block_size] = {};
+
+/// Elements of an array as numbers that can be computed with: in place, or in `buffer`.
+template <typename S, typename T = Wide<S>>
+const T *load(const void *array, std::int64_t begin, std::int64_t size, T *buffer) {
+    if (!array) return zeros<T>;
+    const S *from = static_cast<const S *>(array) + begin;
+    if constexpr (std::is_same_v<S, T>) {
+        return from;
+    } else {
+#pragma omp simd
+        for (std::int64_t i = 0; i < size; ++i) buffer[i] = widen(from[i]);
+        return buffer;
+    }
+}
+
+/// Where a loop may write numbers for an array: into it, or into `buffer`.
+template <typename S, typename T = Wide<S>>
+T *target(void *array, std::int64_t begin, T *buffer) {
+    if constexpr (std::is_same_v<S, T>) {
+        if (array) return static_cast<T *>(array) + begin;
+    }
+    return buffer;
+}
+
+/// Puts numbers into their array, unless they are there.
+template <typename S, typename T = Wide<S>>
+void store(void *array, std::int64_t begin, std::int64_t size, const T *numbers) {
+    if (!array) return;
+    S *to = static_cast<S *>(array) + begin;
+    if constexpr (std::is_same_v<S, T>) {
+        if (to == numbers) return;
+    }
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) to[i] = narrow<S>(numbers[i]);
+}
+
+/// What is applied around every rule.
+template <typename T>
+struct Surroundings {
+    bool coupled, decoupled, maximize;
+    T sign, lr, weight_decay;
+    T shrinkage;  // lr * weight_decay, rounded once
+
+    explicit Surroundings(const Call &call)
+        : coupled(call.decay == Decay::coupled),
+          decoupled(call.decay == Decay::decoupled),
+          maximize(call.maximize),
+          sign(call.maximize ? T(-1) : T(1)),
+          lr(T(call.hyper[0])),
+          weight_decay(T(call.hyper.back())),
+          shrinkage(T(call.hyper[0] * call.hyper.back())) {}
+
+    /// What the rule gets for its gradient.
+    const T *descent(std::int64_t size, const T *g, const T *p, T *buffer) const {
+        if (coupled) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) buffer[i] = sign * g[i] + weight_decay * p[i];
+        } else if (maximize) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) buffer[i] = -g[i];
+        } else {
+            return g;
+        }
+        return buffer;
+    }
+};
+
+template <typename S>
+void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64_t end) {
+    using T = Wide<S>;
+    const auto &kernel = find_kernel<T>(call.rule, call.variant, AllRules{});
+    const Surroundings<T> around(call);
+    Prepared rule;
+    kernel.prepare(call.hyper.data(), t.step, rule);
+    const bool needs_p = call.in_place || call.decay != Decay::none;
+    const bool bare = std::is_same_v<S, T> && !needs_p && !call.maximize;
+    const std::int64_t stride = bare ? end - begin : block_size;
+    T loaded[2 + max_states][block_size], descent[block_size], written[1 + max_states][block_size];
+    for (; begin < end; begin += stride) {
+        const auto size = std::min(stride, end - begin);
+        const T *p = needs_p ? load<S>(t.p, begin, size, loaded[0]) : nullptr;
+        const T *g = load<S>(t.g, begin, size, loaded[1]);
+        Arrays<T> a;
+        a.g = around.descent(size, g, p, descent);
+        for (int k = 0; k < kernel.states; ++k) {
+            a.states[k] = load<S>(t.states[k], begin, size, loaded[2 + k]);
+            a.out_states[k] = target<S>(t.out_states[k], begin, written[1 + k]);
+        }
+        T *update = call.in_place ? written[0] : target<S>(t.out_update, begin, written[0]);
+        a.out = update;
+        kernel.forward(rule, size, a);
+        if (around.decoupled) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) update[i] -= around.shrinkage * p[i];
+        }
+        if (call.in_place) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) update[i] = p[i] + update[i];
+        }
+        store<S>(t.out_update, begin, size, update);
+        for (int k = 0; k < kernel.states; ++k)
+            store<S>(t.out_states[k], begin, size, a.out_states[k]);
+    }
 }
 
 template <typename S>
-AdamForward forward_of(const AdamCall &call) {
-    switch (call.decay) {
-        case Decay::none:
-            return forward_with<S, Decay::none>(call);
-        case Decay::coupled:
-            return forward_with<S, Decay::coupled>(call);
-        default:
-            return forward_with<S, Decay::decoupled>(call);
+void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64_t end,
+               Hyper &sums) {
+    using T = Wide<S>;
+    const auto &kernel = find_kernel<T>(call.rule, call.variant, AllRules{});
+    const Surroundings<T> around(call);
+    Prepared rule;
+    kernel.prepare(call.hyper.data(), t.step, rule);
+    const bool needs_p = call.decay != Decay::none;
+    T loaded[3 + 2 * max_states][block_size], descent[block_size];
+    // What is not wanted is written too, and stays in the first cache.
+    T written[2 + max_states][block_size];
+    for (; begin < end; begin += block_size) {
+        const auto size = std::min(block_size, end - begin);
+        const T *p = needs_p ? load<S>(t.p, begin, size, loaded[0]) : nullptr;
+        const T *g = load<S>(t.g, begin, size, loaded[1]);
+        const T *du = load<S>(t.d_update, begin, size, loaded[2]);
+        T *out_g = target<S>(t.out_g, begin, written[0]);
+        Arrays<T> a;
+        a.g = around.descent(size, g, p, descent);
+        a.d_update = du;
+        a.out = out_g;
+        for (int k = 0; k < kernel.states; ++k) {
+            a.states[k] = load<S>(t.states[k], begin, size, loaded[3 + k]);
+            a.d_states[k] = load<S>(t.d_states[k], begin, size, loaded[3 + max_states + k]);
+            a.out_states[k] = target<S>(t.out_states[k], begin, written[2 + k]);
+        }
+        if (call.want_hyper)
+            kernel.vjp_and_sums(rule, size, a, sums.data());
+        else
+            kernel.vjp(rule, size, a);
+
+        T *out_p = target<S>(t.out_p, begin, written[1]);
+        double per_lr = 0, per_decay = 0;
+        if (around.coupled) {  // `out_g` is still the derivative by the descent
+#pragma omp simd reduction(+ : per_decay)
+            for (std::int64_t i = 0; i < size; ++i) {
+                per_decay += static_cast<double>(p[i] * out_g[i]);
+                out_p[i] = around.weight_decay * out_g[i];
+            }
+        } else if (around.decoupled) {
+#pragma omp simd reduction(+ : per_lr, per_decay)
+            for (std::int64_t i = 0; i < size; ++i) {
+                out_p[i] = -around.shrinkage * du[i];
+                per_lr -= static_cast<double>(around.weight_decay * p[i] * du[i]);
+                per_decay += static_cast<double>(-around.lr * p[i] * du[i]);
+            }
+        }
+        sums.front() += per_lr;
+        sums.back() += per_decay;
+        if (around.maximize) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) out_g[i] = -out_g[i];
+        }
+        store<S>(t.out_g, begin, size, out_g);
+        if (needs_p) store<S>(t.out_p, begin, size, out_p);
+        for (int k = 0; k < kernel.states; ++k)
+            store<S>(t.out_states[k], begin, size, a.out_states[k]);
     }
 }
 
-template <typename S>
-AdamVjp vjp_of(const AdamCall &call) {
-    switch (call.decay) {
-        case Decay::none:
-            return vjp_with<S, Decay::none>(call);
-        case Decay::coupled:
-            return vjp_with<S, Decay::coupled>(call);
-        default:
-            return vjp_with<S, Decay::decoupled>(call);
-    }
-}
-
-AdamForward choose_forward(const AdamCall &call) {
-    switch (call.dtype) {
+Forward choose_forward(Dtype dtype) {
+    switch (dtype) {
         case Dtype::float64:
-            return forward_of<double>(call);
+            return forward_chunk<double>;
         case Dtype::float32:
-            return forward_of<float>(call);
+            return forward_chunk<float>;
         case Dtype::bfloat16:
-            return forward_of<BFloat16>(call);
+            return forward_chunk<BFloat16>;
         default:
-            return forward_of<Half>(call);
+            return forward_chunk<Half>;
     }
 }
 
-AdamVjp choose_vjp(const AdamCall &call) {
-    switch (call.dtype) {
+Vjp choose_vjp(Dtype dtype) {
+    switch (dtype) {
         case Dtype::float64:
-            return vjp_of<double>(call);
+            return vjp_chunk<double>;
         case Dtype::float32:
-            return vjp_of<float>(call);
+            return vjp_chunk<float>;
         case Dtype::bfloat16:
-            return vjp_of<BFloat16>(call);
+            return vjp_chunk<BFloat16>;
         default:
-            return vjp_of<Half>(call);
+            return vjp_chunk<Half>;
     }
 }
 

@@ -5,10 +5,11 @@ torch operations, and than TorchOpt's, where that is installed. All candidates t
 inputs, their results are compared before anything is timed, and rounds are interleaved. Only
 ratios mean anything.
 
-    python benchmarks/adam_step.py [--quick] [--threads N] [--json FILE]
+    python benchmarks/bench_optimizer_step.py [--quick] [--threads N] [--json FILE]
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -18,14 +19,15 @@ from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffopt_kernels import adam_step, build_info
-from diffopt_kernels._check import check_adam
-from diffopt_kernels._composed import adam as composed_adam
+from diffopt_kernels import _composed, adam_step, build_info
+from diffopt_kernels._adam import ADAM
+from diffopt_kernels._check import check
 from torch import Tensor
 
-NUMBERS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+NUMBERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 STEP = 3
 
 Column = list[Tensor]
@@ -72,20 +74,18 @@ def fused(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tensor]:
 
 def composed(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tensor]:
     """Take the composed path where the fused one would be taken."""
-    lr, betas, eps = NUMBERS["lr"], NUMBERS["betas"], NUMBERS["eps"]
-    call, inputs = check_adam(
-        grads, exp_avgs, exp_avg_sqs, STEP, lr, betas, eps, 0.0, 0.0, None, False, False
-    )
-    return composed_adam(call, inputs)
+    numbers = (NUMBERS["lr"], *NUMBERS["betas"], NUMBERS["eps"], 0.0)
+    call, inputs, _ = check(
+        ADAM, 0, grads, (exp_avgs, exp_avg_sqs), STEP, numbers, 0.0, None, False, False,
+        lambda *_: False,
+    )  # fmt: skip
+    return _composed.step(call, inputs)
 
 
 def torchopt_step(accelerated: bool) -> Step:
     """Return TorchOpt's transform, its state set to the moments given."""
-    import torchopt  # pyright: ignore[reportMissingImports]
-
-    transform = torchopt.transform.scale_by_adam
-    if accelerated:
-        transform = torchopt.transform.scale_by_accelerated_adam
+    transforms = importlib.import_module("torchopt").transform
+    transform = transforms.scale_by_accelerated_adam if accelerated else transforms.scale_by_adam
     b1, b2 = NUMBERS["betas"]
     scale = transform(b1=b1, b2=b2, eps=NUMBERS["eps"], moment_requires_grad=True)
 

@@ -1,0 +1,53 @@
+"""What an optimizer's step is, for both paths."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """One optimizer's step, but for maximization and weight decay, which are applied around it.
+
+    Its native half is the struct of this name in rules.hpp.
+    """
+
+    name: str
+    numbers: dict[str, float]  # hyperparameters but for weight decay, and what each is less than
+    states: tuple[tuple[str, ...], ...]  # the state columns of each variant
+    # (variant, step, numbers, gradient, states) to the update and the new states
+    formula: Callable[[int, int, list[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
+
+
+class Call(NamedTuple):
+    """What a step is told besides its inputs.
+
+    The inputs are one flat tuple, as an autograd function needs them: the rule's numbers and
+    weight decay, then all gradients, each column of states and, if there is weight decay, all
+    parameters. The outputs are the updates and the columns of new states.
+    """
+
+    rule: Rule
+    variant: int
+    steps: tuple[int, ...]  # one a tensor
+    decay: int  # 0: none, 1: coupled, 2: decoupled
+    maximize: bool
+
+    @property
+    def width(self) -> int:
+        """Number of hyperparameters, with weight decay."""
+        return len(self.rule.numbers) + 1
+
+    @property
+    def depth(self) -> int:
+        """Number of state columns."""
+        return len(self.rule.states[self.variant])
+
+
+def split(call: Call, inputs: tuple[Any, ...]) -> tuple[list[Any], list[list[Any]]]:
+    """Return the numbers, and the columns: gradients, states and, if any, parameters."""
+    width, count = call.width, len(call.steps)
+    columns = [list(inputs[k : k + count]) for k in range(width, len(inputs), count)]
+    return list(inputs[:width]), columns

@@ -1,0 +1,111 @@
+"""One step of any rule: checked, and by the path that it can take."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffopt_kernels import _composed, _fused
+from diffopt_kernels._check import check, check_tensors
+from diffopt_kernels._explain import is_fusible
+from diffopt_kernels._rule import Rule
+
+Number = float | Tensor
+Columns = Sequence[Sequence[Tensor]]
+
+
+def step(
+    rule: Rule,
+    variant: int,
+    grads: Sequence[Tensor],
+    states: Columns,
+    steps: int | Sequence[int],
+    numbers: Sequence[Number],
+    weight_decay: Number,
+    params: Sequence[Tensor] | None,
+    decoupled: bool,
+    maximize: bool,
+) -> list[list[Tensor]]:
+    """Return the updates and each column of new states."""
+    call, inputs, fusible = check(
+        rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
+        is_fusible,
+    )  # fmt: skip
+    count = len(grads)
+    if count == 0:
+        return [[] for _ in range(1 + len(states))]
+    outputs = _fused.step(call, inputs) if fusible else _composed.step(call, inputs)
+    return [outputs[k : k + count] for k in range(0, len(outputs), count)]
+
+
+def step_(
+    rule: Rule,
+    variant: int,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Columns,
+    steps: int | Sequence[int],
+    numbers: Sequence[Number],
+    weight_decay: Number,
+    decoupled: bool,
+    maximize: bool,
+) -> None:
+    """Write the new parameters and states over the old ones."""
+    names = ("params", "grads", *rule.states[variant])
+    columns = dict(zip(names, (params, grads, *states), strict=True))
+    check_tensors(columns)
+    call, inputs, fusible = check(
+        rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
+        is_fusible,
+    )  # fmt: skip
+    _refuse_graph(columns, dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))
+    _refuse_overlap({name: t for name, t in columns.items() if name != "grads"})
+    if not params:
+        return
+    params = list(params)
+    if not (fusible and is_fusible([params, grads], ()) and _fused.step_(call, inputs, params)):
+        _composed.step_(call, inputs, params)
+
+
+def pair(name: str, value: Any) -> tuple[Any, Any]:
+    """Return both of a pair of hyperparameters."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"`{name}` must be a pair, got {value!r}.")
+    return value[0], value[1]
+
+
+def is_on(value: Any) -> bool:
+    """Return whether a hyperparameter has an effect: unless it is the number 0."""
+    return isinstance(value, Tensor) or value != 0
+
+
+def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: dict[str, Any]) -> None:
+    for name, column in columns.items():
+        for i, t in enumerate(column):
+            if t.grad_fn is not None or (t.requires_grad and name != "params"):
+                raise ValueError(
+                    f"`{name}[{i}]` is part of a graph, which a step in place would cut. "
+                    "Use the step without the underscore, or detach it."
+                )
+    for name, number in numbers.items():
+        if isinstance(number, Tensor) and number.requires_grad:
+            raise ValueError(
+                f"`{name}` requires grad, which a step in place cannot give. "
+                "Use the step without the underscore, or detach it."
+            )
+
+
+def _refuse_overlap(columns: dict[str, Sequence[Tensor]]) -> None:
+    places: dict[int, str] = {}
+    for name, column in columns.items():
+        for i, t in enumerate(column):
+            here = f"{name}[{i}]"
+            if id(t) in places:
+                raise ValueError(f"`{here}` is `{places[id(t)]}`: it cannot be written twice.")
+            places[id(t)] = here
+            steps = zip(t.shape, t.stride(), strict=True)
+            if t.numel() > 0 and any(size > 1 and stride == 0 for size, stride in steps):
+                raise ValueError(
+                    f"`{here}` is expanded: its elements share memory, "
+                    "and cannot be written one by one. Clone it."
+                )
