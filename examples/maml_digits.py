@@ -6,10 +6,13 @@ apart the digits 5-9, which it has never seen. Beside it stands the same network
 from scratch on the same images with the best of several learning rates, and more steps.
 
 Each image lies at a random place of a larger canvas, so that pixels cannot be compared one
-by one; rotated by quarter turns, the five digits to learn from make twenty classes.
+by one; turned and mirrored, the five digits to learn from make forty classes.
 
 Shows: `unroll` for the inner loop, the fused Adam inside with a learned rate for each
-layer, `torch.optim` outside, the gradient graph of one meta-step as a picture.
+weight, `torch.optim` outside, the gradient graph of one meta-step as a picture.
+
+Expected, in about a minute: after five steps of Adam 52 % of the unseen digits are told
+apart, where from scratch five steps reach 33 % and fifty steps 43 %; chance is 20 %.
 
 Source: Finn, Abbeel & Levine, *Model-agnostic meta-learning*, ICML 2017, algorithm 2;
 Li et al., *Meta-SGD*, 2017. Data: scikit-learn's digits, 1,797 images of 8x8 pixels.
@@ -37,7 +40,7 @@ from matplotlib import pyplot as plt
 WAYS, SHOTS, QUERIES = 5, 1, 15
 CANVAS = 12  # pixels; the images have 8
 INNER_STEPS, INNER_LR, EPS = 5, 0.02, 1e-3
-OUTER_LR, OUTER_DECAY, TASKS_PER_STEP = 3e-3, 1e-4, 8
+OUTER_LR, OUTER_LR_OF_LR, TASKS_PER_STEP = 3e-3, 2e-2, 4
 SCRATCH_STEPS, SCRATCH_LRS = (5, 50), (0.001, 0.003, 0.01, 0.03)
 
 Params = dict[str, Tensor]
@@ -50,16 +53,16 @@ class Task(NamedTuple):
     query: tuple[Tensor, Tensor]  # (75, 1, 12, 12) and (75,)
 
 
-def digit_classes(digits: range, turns: int) -> list[Tensor]:
-    """The images of each digit, and of the digit turned, as classes of their own."""
+def digit_classes(digits: range, *, symmetries: int = 1) -> list[Tensor]:
+    """The images of each digit, and of the digit turned and mirrored, as classes of their own."""
     pixels, targets = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 8, 8) / 16
-    labels = torch.tensor(targets)
-    return [
-        torch.rot90(images[labels == digit], turn, (1, 2))
-        for digit in digits
-        for turn in range(turns)
-    ]
+    classes = []
+    for digit in digits:
+        own = images[torch.tensor(targets) == digit]
+        turned = [torch.rot90(own, turn, (1, 2)) for turn in range(4)]
+        classes += [*turned, *(images.flip(2) for images in turned)][:symmetries]
+    return classes
 
 
 def sample_task(classes: list[Tensor], generator: torch.Generator) -> Task:
@@ -128,14 +131,19 @@ def meta_learn(
     """Learn an initialization and log learning rates; also the accuracies on the way."""
     generator = torch.Generator().manual_seed(seed)
     params = {name: p.requires_grad_() for name, p in new_params(seed).items()}
-    log_lr = {name: torch.tensor(INNER_LR).log().requires_grad_() for name in params}
-    learned = [*params.values(), *log_lr.values()]
-    optimizer = torch.optim.AdamW(learned, lr=OUTER_LR, weight_decay=OUTER_DECAY)
+    log_lr = {
+        name: torch.full_like(p, INNER_LR).log().requires_grad_() for name, p in params.items()
+    }
+    groups = [
+        {"params": list(params.values()), "lr": OUTER_LR},
+        {"params": list(log_lr.values()), "lr": OUTER_LR_OF_LR},
+    ]
+    optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     curve = []
     with tqdm(range(steps), desc="meta-learning on digits 0-4", unit="step") as bar:
         for step in bar:
-            if step % max(steps // 20, 1) == 0:
+            if step % max(steps // 12, 1) == 0:
                 curve.append((step, accuracy(params, inner(log_lr), unseen, INNER_STEPS)))
                 bar.set_postfix_str(f"accuracy on unseen digits {curve[-1][1]:.1%}")
             optimizer.zero_grad()
@@ -150,7 +158,7 @@ def meta_learn(
 
 
 def inner(log_lr: Params) -> Transform:
-    """Adam with a learning rate for each parameter.
+    """Adam with a learning rate for each weight.
 
     Its `eps` is large, because with a small one the first step goes by the signs of the gradient
     alone, and hardly tells the outer loop how to change it.
@@ -194,18 +202,21 @@ def draw_meta_step(params: Params, log_lr: Params, task: Task, path: Path) -> No
 def main() -> None:
     """Meta-learn, compare, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="meta-steps (default: 600)")
+    parser.add_argument("--steps", type=int, default=450, help="meta-steps (default: 450)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small, and the numbers the same on any machine
     start = time.perf_counter()
 
-    seen_classes, unseen_classes = digit_classes(range(5), turns=4), digit_classes(range(5, 10), 1)
+    seen_classes, unseen_classes = (
+        digit_classes(range(5), symmetries=8),
+        digit_classes(range(5, 10)),
+    )
     generator = torch.Generator().manual_seed(arguments.seed + 1000)
     seen = [sample_task(seen_classes, generator) for _ in range(20)]
-    watched = [sample_task(unseen_classes, generator) for _ in range(40)]
-    unseen = [sample_task(unseen_classes, generator) for _ in range(200)]
+    watched = [sample_task(unseen_classes, generator) for _ in range(20)]
+    unseen = [sample_task(unseen_classes, generator) for _ in range(100)]
 
     params, log_lr, curve = meta_learn(seen_classes, watched, arguments.steps, arguments.seed)
     before = accuracy(params, inner(log_lr), unseen, steps=0)

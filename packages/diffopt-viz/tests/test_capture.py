@@ -119,6 +119,21 @@ def test_attributes_and_saved_tensors_are_shown_when_asked_for():
     assert not any(node.attributes for node in plain.nodes)
 
 
+@pytest.mark.parametrize(
+    ("operation", "label"),
+    [
+        (
+            lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0],
+            "max_pool2d_with_indices",
+        ),
+        (lambda x: nn.functional.log_softmax(x, 0), "log_softmax"),
+        (lambda x: x.mean(), "mean"),
+    ],
+)
+def test_operations_are_called_as_in_torch(operation, label):
+    assert labels(build_graph(operation(torch.ones(2, 2, 2).requires_grad_())))[1] == label
+
+
 def test_long_attributes_are_cut():
     y = torch.ones(2, 3, requires_grad=True).sum()
     graph = build_graph(y, attributes=True, max_attr_chars=3)

@@ -128,8 +128,7 @@ class _Reader:
         if isinstance(variable, Tensor):
             names = self.names.get((function, 0), ["parameter"])
             return self.add(Kind.PARAMETER, ", ".join(names), tuple(variable.shape))
-        label = re.sub(r"Backward\d*$", "", function.name().rpartition("::")[2])
-        label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", label).lower()
+        label = _operation(function.name())
         tensors, attributes = self.saved_by(function)
         node = self.add(Kind.OPERATION, label, None, attributes)
         for name, tensor in tensors:
@@ -159,6 +158,12 @@ class _Reader:
                 cut = text if len(text) <= self.max_chars else text[: self.max_chars] + "…"
                 attributes[name] = cut
         return tensors, attributes
+
+
+def _operation(name: str) -> str:
+    """The operation behind autograd's name: ``mean`` for ``MeanBackward1``."""
+    name = re.sub(r"Backward\d*$", "", name.rpartition("::")[2]).strip("_")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _slot(tensor: Tensor) -> Slot:
