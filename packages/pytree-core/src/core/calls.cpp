@@ -4,6 +4,7 @@
 
 #include "arguments.hpp"
 #include "compare.hpp"
+#include "layout_cache.hpp"
 #include "treespec.hpp"
 #include "unflatten.hpp"
 
@@ -99,6 +100,11 @@ PyObject *tree_map(PyObject *, Values values, Py_ssize_t count, PyObject *names)
         map_leaves(values[0], flattener.leaves(), columns, results);
         return unflatten(nodes, results);
     });
+}
+
+PyObject *clear_cache(PyObject *, PyObject *) {
+    clear_layouts();
+    Py_RETURN_NONE;
 }
 
 // The first line of each is its signature, as `inspect` reads it.
@@ -236,6 +242,19 @@ Example:
     {'a': 11, 'b': [22]}
 )doc";
 
+constexpr char clear_cache_doc[] = R"doc(clear_cache()
+--
+
+Forget the layouts of dicts that were met before.
+
+The core keeps the keys of up to 4096 dicts that it met twice, 262144 keys at most, with the
+order of their leaves. They are strings and ints; nothing else is kept alive.
+
+Example:
+    >>> import pytree_core as pt
+    >>> pt.clear_cache()
+)doc";
+
 template <typename Function>
 PyMethodDef method(const char *name, Function function, const char *doc) {
     // The detour over a plain function pointer is how CPython itself stores such functions.
@@ -253,6 +272,7 @@ void add_calls(nb::module_ &module) {
         method("tree_is_leaf", tree_is_leaf, tree_is_leaf_doc),
         method("tree_unflatten", tree_unflatten, tree_unflatten_doc),
         method("tree_map", tree_map, tree_map_doc),
+        {"clear_cache", clear_cache, METH_NOARGS, clear_cache_doc},
         {nullptr, nullptr, 0, nullptr},
     };
     checked(PyModule_AddFunctions(module.ptr(), calls));

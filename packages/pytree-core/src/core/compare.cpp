@@ -207,6 +207,8 @@ void flatten_exactly(NodeView nodes, PyObject *tree, RefVector<128> &subtrees) {
 bool equal(NodeView a, NodeView b) {
     if (a.nodes == b.nodes) return true;
     if (a.size != b.size || a.root().num_leaves != b.root().num_leaves) return false;
+    // Most often the data is the same too, because layouts of keys are shared.
+    if (std::memcmp(a.nodes, b.nodes, a.size * sizeof(Node)) == 0) return true;
     for (std::size_t i = 0; i < a.size; ++i) {
         if (a[i].kind != b[i].kind || a[i].arity != b[i].arity) return false;
     }

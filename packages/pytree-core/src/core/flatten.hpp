@@ -23,34 +23,41 @@ class Flattener {
         : is_leaf_(options.is_leaf), classifier_(Snapshot(options.name), options.none_is_leaf) {}
 
     /// Collects the leaves of `tree`, and its nodes if `with_nodes`.
-    void run(PyObject *tree, bool with_nodes) {
-        with_nodes ? visit<true>(nb::borrow(tree), 0) : visit<false>(nb::borrow(tree), 0);
-    }
+    void run(PyObject *tree, bool with_nodes);
 
     RefVector<128> &leaves() { return leaves_; }
     NodeBuffer &nodes() { return nodes_; }
 
    private:
-    template <bool kNodes>
+    // Each function is compiled with and without nodes, with and without a predicate to ask.
+    template <bool kNodes, bool kAsk>
     void visit(nb::object tree, unsigned depth);
     template <bool kNodes>
     void add_leaf(nb::object tree);
-    template <bool kNodes>
+    template <bool kNodes, bool kAsk>
     nb::object visit_children(const nb::object &tree, const Class &cls, unsigned depth,
                               std::size_t &arity);
+    template <bool kNodes, bool kAsk>
+    std::size_t visit_sequence(PyObject *sequence, unsigned depth);
     template <bool kNodes>
-    nb::object visit_dict(const nb::object &tree, Kind kind, unsigned depth);
-    template <bool kNodes>
-    nb::object visit_custom(const nb::object &tree, PyObject *registration, unsigned depth,
+    std::size_t add_leading_leaves(PyObject *const *items, std::size_t count);
+    template <bool kNodes, bool kAsk>
+    nb::object visit_mapping(const nb::object &tree, const Class &cls, unsigned depth,
+                             std::size_t &arity);
+    template <bool kNodes, bool kAsk>
+    nb::object visit_dict(PyObject *tree, Kind kind, unsigned depth, std::size_t &arity);
+    template <bool kNodes, bool kAsk>
+    void visit_values(std::size_t base, const std::uint32_t *order, unsigned depth);
+    template <bool kNodes, bool kAsk>
+    nb::object visit_custom(PyObject *tree, const Table::Entry &entry, unsigned depth,
                             std::size_t &arity);
-    template <bool kNodes>
-    std::size_t visit_tuple(PyObject *tuple, unsigned depth);
 
     PyObject *is_leaf_;
     Classifier classifier_;
     RefVector<128> leaves_;
     NodeBuffer nodes_;
-    RefVector<32> values_;  // of the dicts that are being visited
+    RefVector<64> values_;              // of the dicts that are being visited
+    SmallVector<PyObject *, 64> keys_;  // of the one that is being read, borrowed
 };
 
 }  // namespace pytree

@@ -29,21 +29,13 @@ struct KeyLayout {
     static bool equal(KeyLayout *a, KeyLayout *b);
 };
 
-/// Collects the keys of a dict. A cache of layouts would belong in `finish`.
-class KeyLayoutBuilder {
-   public:
-    explicit KeyLayoutBuilder(std::size_t size);
-    void push(PyObject *key);
-    /// Orders the children as the keys stand (`sorted` false) or by sorting the keys.
-    nb::object finish(bool sorted);
+inline KeyLayout *as_layout(const nb::object &layout) {
+    return reinterpret_cast<KeyLayout *>(layout.ptr());
+}
 
-   private:
-    KeyLayout *layout() const { return reinterpret_cast<KeyLayout *>(layout_.ptr()); }
-
-    nb::object layout_;
-    std::size_t count_ = 0;
-    bool all_strings_ = true;
-};
+/// Makes the layout of different keys in the order of insertion. The children are sorted by
+/// key, or stand as the keys do (`sorted` false).
+nb::object make_layout(PyObject *const *keys, std::size_t size, bool sorted);
 
 /// The layout of a mapping node.
 inline KeyLayout *layout_of(const Node &node) {

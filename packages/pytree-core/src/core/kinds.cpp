@@ -25,6 +25,39 @@ PyTypeObject *import_type(const char *module, const char *name) {
     return reinterpret_cast<PyTypeObject *>(type.release().ptr());
 }
 
+/// What a subclass of tuple is, without asking whether that is known.
+Class inspect_tuple(PyTypeObject *type) {
+    if (is_struct_sequence_type(type)) return {type, Kind::StructSequence, 0, nullptr};
+    if (!is_namedtuple_type(type)) return {type, Kind::Leaf, 0, nullptr};
+    nb::object fields = namedtuple_fields(type);
+    Py_ssize_t size = fields.is_valid() ? PyTuple_GET_SIZE(fields.ptr()) : -1;
+    return {type, Kind::NamedTuple, static_cast<std::uint32_t>(size), nullptr};
+}
+
+/// The version of a type, which changes with its attributes and which no other type ever has;
+/// or 0 if it has none.
+unsigned version_of(PyTypeObject *type) {
+    // A metaclass of the user may answer differently each time.
+    if (Py_TYPE(type) != &PyType_Type) return 0;
+    return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? type->tp_version_tag : 0;
+}
+
+/// What a subclass of tuple is, remembered until the type changes.
+Class class_of_tuple(PyTypeObject *type) {
+    struct Known {
+        unsigned version;
+        Class cls;
+    };
+    static Known table[256];
+    auto address = reinterpret_cast<std::uintptr_t>(type);
+    Known &known = table[(address >> 4 ^ address >> 12) % 256];
+    unsigned version = version_of(type);
+    if (version != 0 && known.cls.type == type && known.version == version) return known.cls;
+    Class found = inspect_tuple(type);  // which looks attributes up, and so gives it a version
+    if (version != 0 && version == version_of(type)) known = {version, found};
+    return found;
+}
+
 }  // namespace
 
 const Collections &collections() {
@@ -55,7 +88,7 @@ bool is_struct_sequence_type(PyTypeObject *type) {
 }
 
 bool is_dict_subclass_type(PyTypeObject *type) {
-    return type != &PyDict_Type && PyType_IsSubtype(type, &PyDict_Type) &&
+    return type != &PyDict_Type && PyType_FastSubclass(type, Py_TPFLAGS_DICT_SUBCLASS) &&
            type->tp_init == PyDict_Type.tp_init && type->tp_new == PyDict_Type.tp_new;
 }
 
@@ -78,34 +111,24 @@ nb::object struct_sequence_field(PyTypeObject *type, std::size_t index) {
 Class Classifier::learn(PyTypeObject *type) {
     Class found = look_up(type);
     Py_INCREF(type);
-    Class &place = known_[slot(type)];
-    PyTypeObject *before = place.type;
-    place = found;
-    Py_XDECREF(before);
+    if (known_ < kClasses) return classes_[known_++] = found;
+    // A type that is forgotten may die, and another one take its address.
+    Class before = std::exchange(classes_[oldest_], found);
+    oldest_ = (oldest_ + 1) % kClasses;
+    if (leaf_type_ == before.type) leaf_type_ = nullptr;
+    Py_DECREF(before.type);
     return found;
 }
 
 Class Classifier::look_up(PyTypeObject *type) const {
-    if (type == Py_TYPE(Py_None)) {
-        return {type, none_is_leaf_ ? Kind::Leaf : Kind::None, nullptr};
-    }
-    if (type == &PyODict_Type) return {type, Kind::OrderedDict, nullptr};
-    if (type == collections().defaultdict) return {type, Kind::DefaultDict, nullptr};
-    if (type == collections().deque) return {type, Kind::Deque, nullptr};
-    if (PyObject *registration = snapshot_.find(type)) return {type, Kind::Custom, registration};
-    if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) {
-        if (is_struct_sequence_type(type)) return {type, Kind::StructSequence, nullptr};
-        if (is_namedtuple_type(type)) return {type, Kind::NamedTuple, nullptr};
-    } else if (is_dict_subclass_type(type)) {
-        return {type, Kind::DictSubclass, nullptr};
-    }
-    return {type, Kind::Leaf, nullptr};
-}
-
-bool Classifier::has_all_fields(PyObject *tree) {
-    nb::object fields = attribute(Py_TYPE(tree), "_fields");
-    return fields.is_valid() && PyTuple_Check(fields.ptr()) &&
-           PyTuple_GET_SIZE(fields.ptr()) == PyTuple_GET_SIZE(tree);
+    auto is = [type](Kind kind) { return Class{type, kind, 0, nullptr}; };
+    if (type == Py_TYPE(Py_None)) return is(none_is_leaf_ ? Kind::Leaf : Kind::None);
+    if (type == &PyODict_Type) return is(Kind::OrderedDict);
+    if (type == collections().defaultdict) return is(Kind::DefaultDict);
+    if (type == collections().deque) return is(Kind::Deque);
+    if (auto *entry = snapshot_.find(type)) return {type, Kind::Custom, 0, entry};
+    if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return class_of_tuple(type);
+    return is(is_dict_subclass_type(type) ? Kind::DictSubclass : Kind::Leaf);
 }
 
 PyTypeObject *type_of(const Node &node) {

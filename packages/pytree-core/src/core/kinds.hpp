@@ -26,11 +26,12 @@ std::size_t struct_sequence_size(PyTypeObject *type);
 /// The name of a field of a struct sequence, or its index if it has no name.
 nb::object struct_sequence_field(PyTypeObject *type, std::size_t index);
 
-/// What a type is, as far as the type alone tells.
+/// What a type is.
 struct Class {
     PyTypeObject *type;
     Kind kind;
-    PyObject *registration;  // of a Custom type, borrowed from the snapshot
+    std::uint32_t fields;        // of a NamedTuple
+    const Table::Entry *custom;  // of a Custom type, borrowed from the snapshot
 };
 
 /// Tells kinds of nodes, and remembers types for the time of one call.
@@ -41,34 +42,43 @@ class Classifier {
     Classifier(const Classifier &) = delete;
     Classifier &operator=(const Classifier &) = delete;
     ~Classifier() {
-        for (const Class &known : known_) Py_XDECREF(known.type);
+        for (std::size_t i = 0; i < known_; ++i) Py_DECREF(classes_[i].type);
     }
 
     Class classify(PyObject *tree) {
         PyTypeObject *type = Py_TYPE(tree);
-        if (type == &PyDict_Type) return {type, Kind::Dict, nullptr};
-        if (type == &PyTuple_Type) return {type, Kind::Tuple, nullptr};
-        if (type == &PyList_Type) return {type, Kind::List, nullptr};
-        const Class &known = known_[slot(type)];
-        Class found = known.type == type ? known : learn(type);
-        if (found.kind == Kind::NamedTuple && !has_all_fields(tree)) found.kind = Kind::Leaf;
+        if (type == leaf_type_) return {type, Kind::Leaf, 0, nullptr};
+        if (type == &PyDict_Type) return {type, Kind::Dict, 0, nullptr};
+        if (type == &PyTuple_Type) return {type, Kind::Tuple, 0, nullptr};
+        if (type == &PyList_Type) return {type, Kind::List, 0, nullptr};
+        Class found = recall(type);
+        if (found.kind == Kind::Leaf) leaf_type_ = type;
+        // A tuple of another size was made past the constructor of its class.
+        bool complete = found.kind != Kind::NamedTuple ||
+                        static_cast<std::size_t>(PyTuple_GET_SIZE(tree)) == found.fields;
+        if (!complete) found.kind = Kind::Leaf;
         return found;
     }
+    /// The type of the last leaf, which objects of this call have kept alive; or null.
+    PyTypeObject *leaf_type() const { return leaf_type_; }
 
    private:
-    static constexpr std::size_t kSlots = 8;
+    static constexpr std::size_t kClasses = 8;
 
-    static std::size_t slot(PyTypeObject *type) {
-        auto address = reinterpret_cast<std::uintptr_t>(type);
-        return (address >> 4 ^ address >> 8) % kSlots;
+    Class recall(PyTypeObject *type) {
+        for (std::size_t i = 0; i < known_; ++i) {
+            if (classes_[i].type == type) return classes_[i];
+        }
+        return learn(type);
     }
     Class learn(PyTypeObject *type);
     Class look_up(PyTypeObject *type) const;
-    static bool has_all_fields(PyObject *tree);
 
     Snapshot snapshot_;
     bool none_is_leaf_;
-    Class known_[kSlots] = {};
+    PyTypeObject *leaf_type_ = nullptr;
+    std::size_t known_ = 0, oldest_ = 0;
+    Class classes_[kClasses];
 };
 
 /// The type of the objects that a node stands for; null for a leaf.

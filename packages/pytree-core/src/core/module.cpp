@@ -2,6 +2,7 @@
 #include "compare.hpp"
 #include "key_layout.hpp"
 #include "kinds.hpp"
+#include "layout_cache.hpp"
 #include "registry.hpp"
 #include "treespec.hpp"
 
@@ -17,6 +18,7 @@ NB_MODULE(_core, module) {
     add_treespec_type(module);
     add_calls(module);
     module.attr("MAX_DEPTH") = kMaxDepth;
+    module.attr("__cache__") = nb::capsule(&kMaxDepth, [](void *) noexcept { clear_layouts(); });
     module.def("publish", publish, nb::arg("namespace"), nb::arg("registrations"),
                "Replace the registrations of a namespace.");
     module.def(

@@ -11,7 +11,7 @@ namespace pytree {
 /// Nesting beyond this raises RecursionError, so that no tree can exhaust the C stack.
 constexpr unsigned kMaxDepth = 1000;
 
-enum class Kind : std::uint8_t {
+enum class Kind : std::uint32_t {
     Leaf,
     None,
     Tuple,
@@ -46,7 +46,8 @@ struct Node {
     ///   NamedTuple, StructSequence: type     Custom: (registration, metadata, entries or None)
     PyObject *data;
 };
-static_assert(sizeof(Node) <= 24 && std::is_trivially_copyable_v<Node>);
+// Without padding, so that nodes may be compared as bytes.
+static_assert(std::has_unique_object_representations_v<Node>);
 
 constexpr Node kLeaf{Kind::Leaf, 0, 1, 1, nullptr};
 
@@ -82,6 +83,11 @@ class NodeBuffer {
     }
 
     void push_leaf() { nodes_.push(kLeaf); }
+    void push_leaves(std::size_t count) {
+        nodes_.make_room(count);
+        std::fill_n(nodes_.end(), count, kLeaf);
+        nodes_.grow(count);
+    }
     /// Adds a node whose children, the last `arity` subtrees, are there already.
     void push(Kind kind, std::size_t arity, std::size_t num_leaves, std::size_t num_nodes,
               nb::object data) {

@@ -30,6 +30,16 @@ inline int checked(int status) {
 /// A Python string.
 inline nb::object literal(const char *text) { return owned(PyUnicode_FromString(text)); }
 
+/// A list of these objects.
+inline nb::object list_of(PyObject *const *items, std::size_t size) {
+    nb::object list = owned(PyList_New(static_cast<Py_ssize_t>(size)));
+    for (std::size_t i = 0; i < size; ++i) {
+        Py_INCREF(items[i]);
+        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), items[i]);
+    }
+    return list;
+}
+
 /// Raises a Python exception with a text formatted as by `PyUnicode_FromFormat`.
 template <typename... T>
 [[noreturn]] void raise(PyObject *type, const char *format, T... values) {

@@ -1,6 +1,8 @@
 #include "registry.hpp"
 
+#include <algorithm>
 #include <string>
+#include <unordered_map>
 
 namespace pytree {
 namespace {
@@ -28,6 +30,26 @@ TableRef table_of(PyObject *name) {
     return found == tables().end() ? TableRef() : found->second;
 }
 
+bool is_tuple(PyObject *object, Py_ssize_t size) {
+    return PyTuple_Check(object) && PyTuple_GET_SIZE(object) == size;
+}
+
+bool are_names(PyObject *names) {
+    if (!PyTuple_CheckExact(names)) return false;
+    PyObject **first = PySequence_Fast_ITEMS(names), **last = first + PyTuple_GET_SIZE(names);
+    return std::all_of(first, last, [](PyObject *name) { return PyUnicode_CheckExact(name); });
+}
+
+void check_registration(PyObject *type, PyObject *registration) {
+    auto item = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(registration, i); };
+    bool valid = PyType_Check(type) && is_tuple(registration, Registration::kSize) &&
+                 item(0) == type && PyUnicode_Check(item(3));
+    valid = valid && (item(4) == Py_None ||
+                      (is_tuple(item(4), 2) && are_names(PyTuple_GET_ITEM(item(4), 0)) &&
+                       are_names(PyTuple_GET_ITEM(item(4), 1))));
+    if (!valid) raise(PyExc_TypeError, "expected registrations by type");
+}
+
 }  // namespace
 
 Snapshot::Snapshot(PyObject *name) : global_(global_table()) {
@@ -35,49 +57,31 @@ Snapshot::Snapshot(PyObject *name) : global_(global_table()) {
 }
 
 PyObject *find_registration(PyObject *name, PyTypeObject *type) {
-    return table_of(name).find(type);
+    TableRef table = table_of(name);
+    const Table::Entry *entry = table.find(type);
+    return entry == nullptr ? nullptr : entry->registration.ptr();
+}
+
+Table::Table(nb::dict registrations) : mask_(3) {
+    while (mask_ < 2 * registrations.size()) mask_ = 2 * mask_ + 1;
+    entries_.resize(mask_ + 1);
+    for (auto [cls, registration] : registrations) {
+        check_registration(cls.ptr(), registration.ptr());
+        auto *type = reinterpret_cast<PyTypeObject *>(cls.ptr());
+        std::size_t i = place(type);
+        while (entries_[i].type != nullptr) i = (i + 1) & mask_;
+        entries_[i] = {type, nb::borrow(registration), {}};
+        Registration found{registration.ptr()};
+        if (found.subtrees() != nullptr && PyTuple_GET_SIZE(found.statics()) == 0) {
+            entries_[i].plain_data =
+                owned(PyTuple_Pack(3, found.tuple, nb::tuple().ptr(), found.subtrees()));
+        }
+    }
 }
 
 void publish(nb::str name, nb::dict registrations) {
-    auto *fresh = new Table;
-    TableRef table(fresh);
-    for (auto [type, registration] : registrations) {
-        bool valid = PyType_Check(type.ptr()) && PyTuple_Check(registration.ptr()) &&
-                     PyTuple_GET_SIZE(registration.ptr()) == 4 &&
-                     PyTuple_GET_ITEM(registration.ptr(), 0) == type.ptr() &&
-                     PyUnicode_Check(PyTuple_GET_ITEM(registration.ptr(), 3));
-        if (!valid) raise(PyExc_TypeError, "expected registrations by type");
-        fresh->registrations.emplace(reinterpret_cast<PyTypeObject *>(type.ptr()),
-                                     nb::borrow(registration));
-    }
+    TableRef table(new Table(registrations));
     tables()[text(name.ptr())] = std::move(table);
-}
-
-Parts take_apart(Registration registration, PyObject *tree) {
-    auto *cls = reinterpret_cast<PyObject *>(registration.cls());
-    auto name = [&] { return owned(PyObject_GetAttrString(cls, "__qualname__")); };
-
-    nb::object result = owned(PyObject_CallOneArg(registration.flatten_func(), tree));
-    Py_ssize_t size = PyTuple_Check(result.ptr()) ? PyTuple_GET_SIZE(result.ptr()) : 0;
-    if (size != 2 && size != 3) {
-        raise(PyExc_TypeError,
-              "The flatten function of %S must return (children, metadata) or "
-              "(children, metadata, entries), got %R.",
-              name().ptr(), result.ptr());
-    }
-    Parts parts{owned(PySequence_Tuple(PyTuple_GET_ITEM(result.ptr(), 0))),
-                nb::borrow(PyTuple_GET_ITEM(result.ptr(), 1)), nb::none()};
-    if (size == 3 && PyTuple_GET_ITEM(result.ptr(), 2) != Py_None) {
-        parts.entries = owned(PySequence_Tuple(PyTuple_GET_ITEM(result.ptr(), 2)));
-        Py_ssize_t children = PyTuple_GET_SIZE(parts.children.ptr());
-        Py_ssize_t entries = PyTuple_GET_SIZE(parts.entries.ptr());
-        if (children != entries) {
-            raise(PyExc_ValueError,
-                  "The flatten function of %S returned %zd children and %zd entries.", name().ptr(),
-                  children, entries);
-        }
-    }
-    return parts;
 }
 
 }  // namespace pytree

@@ -1,7 +1,7 @@
 // Which types users declared to be nodes, as one call sees it.
 #pragma once
 
-#include <unordered_map>
+#include <vector>
 
 #include "python.hpp"
 
@@ -17,6 +17,20 @@ struct Registration {
     PyObject *flatten_func() const { return PyTuple_GET_ITEM(tuple, 1); }
     PyObject *unflatten_func() const { return PyTuple_GET_ITEM(tuple, 2); }
     PyObject *namespace_() const { return PyTuple_GET_ITEM(tuple, 3); }
+    /// Of a dataclass the names of its subtrees, else null: such a type is taken apart and
+    /// rebuilt here, and its functions are not called.
+    PyObject *subtrees() const { return fields(0); }
+    /// The names of the other fields.
+    PyObject *statics() const { return fields(1); }
+
+   private:
+    PyObject *fields(Py_ssize_t i) const {
+        PyObject *pair = PyTuple_GET_ITEM(tuple, 4);
+        return pair == Py_None ? nullptr : PyTuple_GET_ITEM(pair, i);
+    }
+
+   public:
+    static constexpr Py_ssize_t kSize = 5;
 };
 
 /// An object taken apart by its flatten function.
@@ -29,11 +43,36 @@ struct Parts {
 /// Calls the flatten function once and checks what it returns.
 Parts take_apart(Registration registration, PyObject *tree);
 
+/// Rebuilds an object.
+nb::object put_together(Registration registration, PyObject *metadata, PyObject *children);
+
 /// All registrations of one namespace at one time. Never changed, only replaced.
 class Table {
    public:
-    std::unordered_map<PyTypeObject *, nb::object> registrations;
+    /// What is known of a registered type.
+    struct Entry {
+        PyTypeObject *type = nullptr;
+        nb::object registration;
+        nb::object plain_data;  // of all nodes of a dataclass without static fields, else null
+    };
     std::size_t references = 0;  // guarded by the GIL
+
+    explicit Table(nb::dict registrations);
+    const Entry *find(PyTypeObject *type) const {
+        for (std::size_t i = place(type);; i = (i + 1) & mask_) {
+            if (entries_[i].type == type) return &entries_[i];
+            if (entries_[i].type == nullptr) return nullptr;
+        }
+    }
+
+   private:
+    std::size_t place(PyTypeObject *type) const {
+        auto address = reinterpret_cast<std::uintptr_t>(type);
+        return (address >> 4 ^ address >> 12) & mask_;
+    }
+
+    std::size_t mask_;
+    std::vector<Entry> entries_;  // hashed by type, at most half full
 };
 
 /// A counted reference to a table, or to none.
@@ -53,11 +92,9 @@ class TableRef {
         if (table_ && --table_->references == 0) delete table_;
     }
 
-    /// The registration of a type, borrowed, or null.
-    PyObject *find(PyTypeObject *type) const {
-        if (table_ == nullptr) return nullptr;
-        auto found = table_->registrations.find(type);
-        return found == table_->registrations.end() ? nullptr : found->second.ptr();
+    /// What is known of a type, or null.
+    const Table::Entry *find(PyTypeObject *type) const {
+        return table_ == nullptr ? nullptr : table_->find(type);
     }
 
    private:
@@ -70,8 +107,8 @@ class Snapshot {
     /// `name` is a string, or null for the global namespace alone.
     explicit Snapshot(PyObject *name);
 
-    PyObject *find(PyTypeObject *type) const {
-        PyObject *own = own_.find(type);
+    const Table::Entry *find(PyTypeObject *type) const {
+        const Table::Entry *own = own_.find(type);
         return own ? own : global_.find(type);
     }
 

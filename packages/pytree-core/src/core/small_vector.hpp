@@ -1,6 +1,7 @@
 // Vectors that live on the stack until they grow.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -37,6 +38,13 @@ class SmallVector {
         capacity_ = capacity;
     }
 
+    /// Makes sure that `count` more values fit.
+    void make_room(std::size_t count) {
+        if (count > capacity_ - size_) reserve(std::max(size_ + count, 2 * capacity_));
+    }
+    /// Takes values into account that were written behind the last one.
+    void grow(std::size_t count) { size_ += count; }
+
     T pop() { return data_[--size_]; }
     /// Forgets all values from `size` on.
     void truncate(std::size_t size) { size_ = size; }
@@ -45,6 +53,8 @@ class SmallVector {
     const T &operator[](std::size_t i) const { return data_[i]; }
     T *data() { return data_; }
     const T *data() const { return data_; }
+    /// Behind the last value.
+    T *end() { return data_ + size_; }
     std::size_t size() const { return size_; }
 
    private:
@@ -80,11 +90,20 @@ class RefVector : public SmallVector<PyObject *, N> {
 template <std::size_t N>
 nb::object take_list(RefVector<N> &values) {
     nb::object list = owned(PyList_New(static_cast<Py_ssize_t>(values.size())));
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), values[i]);
-    }
+    std::copy_n(values.data(), values.size(),
+                reinterpret_cast<PyListObject *>(list.ptr())->ob_item);
     values.truncate(0);
     return list;
+}
+
+/// Moves all values into a tuple, which is complete before anybody sees it.
+template <std::size_t N>
+nb::object take_tuple(RefVector<N> &values) {
+    nb::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(values.size())));
+    std::copy_n(values.data(), values.size(),
+                reinterpret_cast<PyTupleObject *>(tuple.ptr())->ob_item);
+    values.truncate(0);
+    return tuple;
 }
 
 }  // namespace pytree

@@ -57,7 +57,6 @@ Kind kind_named(PyObject *name) {
 nb::object read_layout(PyObject *keys, std::size_t arity, bool sorted) {
     require(is_tuple_of(keys, static_cast<Py_ssize_t>(arity)), "a dict has too many or few keys");
     nb::object unique = owned(PyDict_New());
-    KeyLayoutBuilder layout(arity);
     for (std::size_t i = 0; i < arity; ++i) {
         PyObject *key = PyTuple_GET_ITEM(keys, static_cast<Py_ssize_t>(i));
         if (PyDict_SetItem(unique.ptr(), key, Py_None) < 0) {
@@ -65,11 +64,10 @@ nb::object read_layout(PyObject *keys, std::size_t arity, bool sorted) {
             PyErr_Clear();
             corrupted("a key cannot be hashed");
         }
-        layout.push(key);
     }
     require(static_cast<std::size_t>(PyDict_GET_SIZE(unique.ptr())) == arity,
             "a dict has a key twice");
-    return layout.finish(sorted);
+    return make_layout(PySequence_Fast_ITEMS(keys), arity, sorted);
 }
 
 nb::object read_custom(PyObject *data, std::size_t arity) {

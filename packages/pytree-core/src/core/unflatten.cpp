@@ -13,14 +13,7 @@ nb::object move_to_sequence(Stack &stack, std::size_t arity, bool as_list) {
     auto size = static_cast<Py_ssize_t>(arity);
     nb::object sequence = owned(as_list ? PyList_New(size) : PyTuple_New(size));
     std::size_t base = stack.size() - arity;
-    for (Py_ssize_t i = 0; i < size; ++i) {
-        PyObject *child = stack[base + static_cast<std::size_t>(i)];
-        if (as_list) {
-            PyList_SET_ITEM(sequence.ptr(), i, child);
-        } else {
-            PyTuple_SET_ITEM(sequence.ptr(), i, child);
-        }
-    }
+    std::copy_n(stack.data() + base, arity, PySequence_Fast_ITEMS(sequence.ptr()));
     stack.truncate(base);
     return sequence;
 }
@@ -72,10 +65,8 @@ nb::object build_namedtuple(nb::object children, PyObject *type) {
         PyTuple_Type.tp_new(reinterpret_cast<PyTypeObject *>(type), arguments.ptr(), nullptr));
 }
 
-nb::object build_custom(nb::object children, PyObject *data) {
-    Registration registration{PyTuple_GET_ITEM(data, 0)};
-    PyObject *arguments[] = {PyTuple_GET_ITEM(data, 1), children.ptr()};
-    return owned(PyObject_Vectorcall(registration.unflatten_func(), arguments, 2, nullptr));
+nb::object build_custom(const nb::object &children, PyObject *data) {
+    return put_together({PyTuple_GET_ITEM(data, 0)}, PyTuple_GET_ITEM(data, 1), children.ptr());
 }
 
 nb::object build(const Node &node, Stack &stack) {
@@ -90,10 +81,19 @@ nb::object build(const Node &node, Stack &stack) {
         case Kind::StructSequence:
             return owned(PyObject_CallOneArg(node.data, children.ptr()));
         case Kind::Custom:
-            return build_custom(std::move(children), node.data);
+            return build_custom(children, node.data);
         default:
             return children;
     }
+}
+
+/// Moves a run of leaves to the stack.
+void move_leaves(RefVector<128> &leaves, std::size_t first, std::size_t count, Stack &stack) {
+    stack.make_room(count);
+    PyObject **from = leaves.data() + first;
+    std::copy_n(from, count, stack.end());
+    std::fill_n(from, count, nullptr);
+    stack.grow(count);
 }
 
 }  // namespace
@@ -102,8 +102,15 @@ nb::object unflatten(NodeView nodes, RefVector<128> &leaves) {
     Stack stack;
     std::size_t next = 0;
     for (std::size_t i = 0; i < nodes.size; ++i) {
-        const Node &node = nodes[i];
-        stack.push(node.kind == Kind::Leaf ? leaves.take(next++) : build(node, stack));
+        if (nodes[i].kind == Kind::Leaf) {
+            std::size_t count = 1;
+            while (i + count < nodes.size && nodes[i + count].kind == Kind::Leaf) ++count;
+            move_leaves(leaves, next, count, stack);
+            next += count;
+            i += count - 1;
+        } else {
+            stack.push(build(nodes[i], stack));
+        }
     }
     return stack.pop();
 }
@@ -114,7 +121,11 @@ void read_leaves(PyObject *iterable, std::size_t expected, RefVector<128> &leave
     if (size != expected) raise(PyExc_ValueError, "expected %zu leaves, got %zu", expected, size);
     leaves.reserve(size);
     PyObject **items = PySequence_Fast_ITEMS(sequence.ptr());
-    for (std::size_t i = 0; i < size; ++i) leaves.push(nb::borrow(items[i]));
+    for (std::size_t i = 0; i < size; ++i) {
+        Py_INCREF(items[i]);
+        leaves.end()[i] = items[i];
+    }
+    leaves.grow(size);
 }
 
 }  // namespace pytree

@@ -8,6 +8,7 @@ from pytree_core._broadcast import prefix_errors as prefix_errors
 from pytree_core._broadcast import tree_broadcast_common as tree_broadcast_common
 from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefix
 from pytree_core._core import TreeSpec as TreeSpec
+from pytree_core._core import clear_cache as clear_cache
 from pytree_core._core import tree_flatten as tree_flatten
 from pytree_core._core import tree_is_leaf as tree_is_leaf
 from pytree_core._core import tree_leaves as tree_leaves

@@ -22,6 +22,7 @@ class Registration(NamedTuple):
     flatten_func: FlattenFunc
     unflatten_func: UnflattenFunc
     namespace: str
+    fields: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # of a dataclass
 
 
 def lookup(cls: type, namespace: str) -> Registration | None:
@@ -77,6 +78,13 @@ def register_pytree_node(
         [1, 2]
         >>> pt.unregister_pytree_node(Pair, namespace="doc")
     """
+    add(Registration(cls, flatten_func, unflatten_func, namespace))
+    return cls
+
+
+def add(registration: Registration) -> None:
+    """Check a registration and publish it."""
+    cls, flatten_func, unflatten_func, namespace, _ = registration
     if not isinstance(cls, type):
         raise TypeError(f"`cls` must be a type, got {cls!r}.")
     if not callable(flatten_func) or not callable(unflatten_func):
@@ -90,9 +98,7 @@ def register_pytree_node(
             f"{cls.__qualname__} is registered already in the namespace {namespace!r}. "
             "Call `unregister_pytree_node` first, or choose another namespace."
         )
-    registration = Registration(cls, flatten_func, unflatten_func, namespace)
     _replace(namespace, {**table, cls: registration})
-    return cls
 
 
 @overload

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pytree_core._registry import register_pytree_node
+from pytree_core._registry import Registration, add
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -121,5 +121,6 @@ def register_node(cls: T, *, namespace: str = "") -> T:
             object.__setattr__(node, name, value)
         return node
 
-    register_pytree_node(cls, flatten, unflatten, namespace=namespace)
+    # The core reads and sets the fields by itself, and does what these functions say.
+    add(Registration(node_type, flatten, unflatten, namespace, (children, static)))
     return cls
