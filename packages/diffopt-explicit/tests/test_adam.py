@@ -126,6 +126,25 @@ def test_learning_rates_for_each_weight_scale_the_whole_step():
     torch.testing.assert_close(updates["b"], base["b"] * 0.5)
 
 
+def test_schedules_of_all_hyperparameters_are_asked_for_the_step_from_zero():
+    asked = []
+
+    def constant(name: str, value: float):
+        return lambda step: asked.append((name, step)) or value
+
+    scheduled = adam(
+        constant("lr", 0.1), (constant("beta1", 0.8), constant("beta2", 0.9)), constant("eps", 1e-3)
+    )
+    start = torch.tensor([1.0, -2.0])
+    ends = [
+        unroll(lambda w: (w**2).sum(), tx, start, steps=2).params
+        for tx in (scheduled, adam(0.1, (0.8, 0.9), 1e-3))
+    ]
+
+    assert torch.equal(*ends)
+    assert asked == [(name, step) for step in (0, 1) for name in ("lr", "beta1", "beta2", "eps")]
+
+
 def test_weight_decay_without_parameters_is_refused():
     tx = adamw()
     with pytest.raises(ValueError, match="needs `params`"):

@@ -41,9 +41,11 @@ def test_steps_and_meta_gradients_equal_those_of_the_functional_inner_loop(kind,
 
 def test_tied_weights_stay_tied():
     module = tied()
+    module[2].weight = module[0].weight
     MetaSGD(module, lr=0.1).step(module(X).square().mean())
 
     assert module[0].weight is module[4].weight
+    assert module[0].weight is module[2].weight
     assert not module[0].weight.is_leaf
 
 

@@ -97,3 +97,16 @@ def test_learning_rates_may_differ_and_be_learned_for_each_weight():
     torch.testing.assert_close(end["a"], torch.tensor([0.8, 0.6]))
     assert to_a.tolist() == [-2.0, -2.0]
     assert to_b.item() == -4.0
+
+
+def test_gradcheck_and_gradgradcheck_of_every_hyperparameter():
+    values = (ETA, MU, 0.3, 0.2)
+    numbers = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in values]
+    start = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+
+    def end(start, lr, momentum, dampening, weight_decay):
+        tx = sgd(lr, momentum, dampening, weight_decay)
+        return unroll(lambda w: (w**4).sum(), tx, start, steps=3).params
+
+    assert torch.autograd.gradcheck(end, (start, *numbers))
+    assert torch.autograd.gradgradcheck(end, (start, *numbers))

@@ -63,6 +63,29 @@ def test_vmap_over_tasks_equals_the_loop(outer):
     torch.testing.assert_close(batched, tuple(looped), rtol=1e-12, atol=1e-14)
 
 
+def test_first_order_gradients_equal_those_by_autograd():
+    def outer(start):
+        return unroll(
+            lambda w: (w**4).sum(), sgd(0.1), start, steps=3, first_order=True
+        ).params.sum()
+
+    start = START.clone().requires_grad_()
+    expected = torch.autograd.grad(outer(start), start)[0]
+
+    assert torch.equal(expected, torch.ones(3, dtype=torch.float64))
+    assert torch.equal(torch.func.grad(outer)(START), expected)
+
+
+def test_aux_of_any_kind_passes_out_of_a_transform():
+    def outer(start):
+        loss = lambda w: (w.square().sum(), {"w": w, "note": ["text", None]})  # noqa: E731
+        result = unroll(loss, sgd(0.1), start, steps=2, aux=True)
+        assert [kept["note"] for kept in result.aux] == [["text", None]] * 2
+        return sum(kept["w"].sum() for kept in result.aux)
+
+    torch.testing.assert_close(torch.func.grad(outer)(START), torch.full_like(START, 1.8))
+
+
 @pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace")  # a graph break
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own look at it
 def test_compiled_gradients_equal_autograd(outer):

@@ -129,6 +129,12 @@ def test_aux_is_kept_for_each_step(start):
     assert [torch.equal(kept["seen"], a) for kept, a in zip(result.aux, [A, B], strict=True)]
 
 
+def test_aux_of_untracked_steps_keeps_no_graph(start):
+    result = unroll(lambda w: (square(w, A), w), sgd(0.1), start, steps=3, aux=True, truncate=1)
+
+    assert [kept.requires_grad for kept in result.aux] == [False, False, True]
+
+
 def test_no_step_returns_the_parameters_themselves(start):
     result = unroll(square, sgd(0.1), start, batches=[])
 
