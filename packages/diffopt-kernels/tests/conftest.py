@@ -1,12 +1,95 @@
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import diffopt_kernels as dk
 import pytest
 import torch
-from diffopt_kernels import _step, adam_step
+from diffopt_kernels import _step
 from torch import Tensor
 
-HYPER = ("lr", "beta1", "beta2", "eps", "eps_root", "weight_decay")
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with its flags, called alike for all: a new rule joins every test by one line."""
+
+    name: str
+    numbers: dict[str, float]  # without weight decay; `beta1` and `beta2` become `betas`
+    states: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    optim: type[torch.optim.Optimizer] | None = None
+    unused: int = -1  # the place of a list of states that is None
+    counts_steps: bool = True
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *self.states, *self.options])
+
+    def step(self, grads, states, steps, numbers, **options: Any) -> list[list[Tensor]]:
+        """Return the updates and the new states that are in use."""
+        function = getattr(dk, f"{self.name}_step")
+        columns = function(
+            *self._arguments(grads, states, steps), **self._keywords(numbers, options)
+        )
+        return [column for column in columns if column]
+
+    def step_(self, params, grads, states, steps, numbers, **options: Any) -> None:
+        function = getattr(dk, f"{self.name}_step_")
+        arguments = self._arguments(grads, states, steps)
+        return function(params, *arguments, **self._keywords(numbers, options))
+
+    def make_optimizer(self, params, numbers, **options: Any) -> torch.optim.Optimizer:
+        """Return torch's optimizer of this rule."""
+        options = self._keywords(numbers, options)
+        if self.name == "amsgrad":
+            options["amsgrad"] = True
+        options.pop("decoupled", None)
+        return self.optim(params, **options)
+
+    def _arguments(self, grads, states, steps) -> list[Any]:
+        columns: list[Any] = [grads, *states]
+        if self.unused >= 0:
+            columns.insert(self.unused, None)
+        return [*columns, steps] if self.counts_steps else columns
+
+    def _keywords(self, numbers: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        numbers = dict(numbers)
+        if "beta1" in numbers:
+            numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
+        return {**numbers, **self.options, **options}
+
+
+_ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "eps_root": 0.0}
+_MOMENTS = ("exp_avgs", "exp_avg_sqs")
+_RMSPROP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-3}
+_RMSPROP_MOMENTUM = {**_RMSPROP, "momentum": 0.7}
+CASES = [
+    Case("adam", _ADAM, _MOMENTS, optim=torch.optim.Adam),
+    Case("adam", _ADAM, _MOMENTS, {"decoupled": True}, torch.optim.AdamW),
+    Case("amsgrad", _ADAM, (*_MOMENTS, "max_exp_avg_sqs"), optim=torch.optim.Adam),
+    Case("sgd", {"lr": 0.1}, optim=torch.optim.SGD, unused=1),
+    Case("sgd", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}, ("momentum_buffers",),
+         optim=torch.optim.SGD),
+    Case("sgd", {"lr": 0.1, "momentum": 0.9}, ("momentum_buffers",), {"nesterov": True},
+         torch.optim.SGD),
+    *[
+        Case("rmsprop", numbers, states, options, torch.optim.RMSprop, unused, False)
+        for numbers, states, options, unused in [
+            (_RMSPROP, ("square_avgs",), {}, -1),
+            (_RMSPROP, ("square_avgs", "grad_avgs"), {"centered": True}, -1),
+            (_RMSPROP_MOMENTUM, ("square_avgs", "momentum_buffers"), {}, 2),
+            (_RMSPROP_MOMENTUM, ("square_avgs", "grad_avgs", "momentum_buffers"),
+             {"centered": True}, -1),
+        ]
+    ],
+    Case("adagrad", {"lr": 0.1, "lr_decay": 0.2, "eps": 1e-3}, ("state_sums",),
+         optim=torch.optim.Adagrad),
+    Case("lion", {"lr": 0.1, "beta1": 0.9, "beta2": 0.99}, ("exp_avgs",), counts_steps=False),
+]  # fmt: skip
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", CASES, ids=str)
 
 
 @pytest.fixture(params=["fused", "composed"])
@@ -31,50 +114,48 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 class Problem:
-    """A flat tuple of inputs, six numbers and then tensors, and the step as a function of it."""
+    """A flat tuple of inputs, numbers and then tensors, and a case's step as a function of it."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], seed: int = 0, **options: Any):
-        self.options = {"steps": 3, "decoupled": False, "maximize": False, **options}
+    def __init__(self, case: Case, shapes: list[tuple[int, ...]], steps: Any = 3, **options: Any):
+        self.case, self.steps, self.options = case, steps, options
         self.count = len(shapes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
 
-        def random(shape: tuple[int, ...]) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
+        def random(shape: tuple[int, ...], name: str = "") -> Tensor:
+            x = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if "sq" in name or "sum" in name:
+                x = x.abs() + 0.1
+            return 0.1 * x if name == "grad_avgs" else x  # so that the variance is positive
 
-        numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "eps_root": 0.0}
-        numbers["weight_decay"] = 0.01
-        self.inputs = (
-            *[torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in numbers.values()],
-            *[random(s).requires_grad_() for s in shapes],
-            *[random(s).requires_grad_() for s in shapes],
-            *[random(s).abs().add(0.1).requires_grad_() for s in shapes],
-            *[random(s).requires_grad_() for s in shapes],
-        )
+        self.numbers = {**case.numbers, "weight_decay": 0.01}
+        self.width = len(self.numbers)  # the place of the first tensor
+        values = [torch.tensor(x, dtype=torch.float64) for x in self.numbers.values()]
+        self.columns = ("grads", *case.states, "params")
+        tensors = [random(s, name) for name in self.columns for s in shapes]
+        self.inputs = tuple(x.requires_grad_() for x in (*values, *tensors))
+        # A name for each input: that of its number or column.
+        self.names = [*self.numbers, *(name for name in self.columns for _ in shapes)]
 
     def step(self, *inputs: Any) -> tuple[Tensor, ...]:
-        lr, beta1, beta2, eps, eps_root, weight_decay, *tensors = inputs
+        numbers = dict(zip(self.numbers, inputs, strict=False))
+        tensors = inputs[self.width :]
         n = self.count
-        columns = adam_step(
-            *(tensors[k * n : (k + 1) * n] for k in range(3)),
-            self.options["steps"],
-            lr=lr,
-            betas=(beta1, beta2),
-            eps=eps,
-            eps_root=eps_root,
-            weight_decay=weight_decay,
-            params=tensors[3 * n :],
-            decoupled=self.options["decoupled"],
-            maximize=self.options["maximize"],
-        )
+        grads, *states, params = (tensors[k : k + n] for k in range(0, len(tensors), n))
+        columns = self.case.step(grads, states, self.steps, numbers, params=params, **self.options)
         return tuple(t for column in columns for t in column)
 
     def weights(self) -> list[Tensor]:
         """Return a fixed cotangent for each output."""
         generator = torch.Generator().manual_seed(99)
-        shapes = [t.shape for t in self.inputs[6 : 6 + self.count]] * 3
+        shapes = [t.shape for t in self.inputs[self.width : -self.count]]
         return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
 
 
 @pytest.fixture
 def make_problem() -> type[Problem]:
     return Problem
+
+
+@pytest.fixture
+def adam() -> Case:
+    return CASES[0]

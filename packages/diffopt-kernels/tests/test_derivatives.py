@@ -2,13 +2,12 @@
 
 import itertools
 
+import diffopt_kernels as dk
 import pytest
 import torch
 from diffopt_kernels import adam_step
 
 SHAPES = [(3,), (2, 2), ()]
-DECAYS = [{}, {"decoupled": True}, {"maximize": True}]
-NAMES = ["lr", "beta1", "beta2", "eps", "eps_root", "weight_decay", "g", "m", "v", "p"]
 
 
 def inner(cotangents, outputs):
@@ -19,23 +18,32 @@ def is_fused(tensor):
     return tensor.grad_fn.name() == "_FusedStepBackward"
 
 
-@pytest.mark.parametrize("options", DECAYS)
-@pytest.mark.parametrize("eps_root", [0.0, 0.1])
-def test_gradcheck_and_gradgradcheck_hold_for_every_input(path, make_problem, options, eps_root):
-    problem = make_problem(SHAPES, **options)
-    inputs = list(problem.inputs)
-    inputs[4] = torch.tensor(eps_root, dtype=torch.float64, requires_grad=True)
+def test_gradcheck_and_gradgradcheck_hold_for_every_input(path, make_problem, case):
+    problem = make_problem(case, [(2,), ()])
+    inputs = problem.inputs
     assert is_fused(problem.step(*inputs)[0]) == (path == "fused")
     # At eps_root = 0 the finite difference looks at a negative one, which is no trouble as v > 0.
     assert torch.autograd.gradcheck(problem.step, inputs, check_batched_grad=path == "fused")
     assert torch.autograd.gradgradcheck(problem.step, inputs)
 
 
-@pytest.mark.parametrize("options", DECAYS)
+@pytest.mark.parametrize("steps", [1, [2, 1]])
+def test_gradcheck_and_gradgradcheck_hold_at_other_steps(path, make_problem, case, steps):
+    if not case.counts_steps:
+        return
+    problem = make_problem(case, [(2,), ()], steps=steps, maximize=True)
+    inputs = list(problem.inputs)
+    if "eps_root" in problem.numbers:
+        inputs[4] = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(problem.step, inputs)
+    assert torch.autograd.gradgradcheck(problem.step, inputs)
+
+
+@pytest.mark.parametrize("maximize", [False, True])
 def test_paths_agree_in_values_and_first_second_and_third_derivatives(
-    on_path, make_problem, options
+    on_path, make_problem, case, maximize
 ):
-    problem = make_problem(SHAPES, **options)
+    problem = make_problem(case, SHAPES, maximize=maximize)
     inputs = problem.inputs
 
     def derivatives():
@@ -60,14 +68,14 @@ def test_paths_agree_in_values_and_first_second_and_third_derivatives(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", DECAYS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_native_vector_jacobian_product_agrees_with_the_composed_one(
-    on_path, make_problem, options, dtype
+    on_path, make_problem, case, dtype
 ):
-    problem = make_problem([(300,), (4, 5), (), (0, 2), (41_000,)], **options)
+    maximize = dtype == torch.float32
+    problem = make_problem(case, [(300,), (4, 5), (), (0, 2), (41_000,)], maximize=maximize)
     inputs = [
-        x.detach().to(dtype if i >= 6 else x.dtype).requires_grad_()
+        x.detach().to(dtype if i >= problem.width else x.dtype).requires_grad_()
         for i, x in enumerate(problem.inputs)
     ]
     weights = [w.to(dtype) for w in problem.weights()]
@@ -86,12 +94,11 @@ def test_native_vector_jacobian_product_agrees_with_the_composed_one(
         torch.testing.assert_close(a, b, rtol=8 * eps, atol=8 * eps * scale)
 
 
-@pytest.mark.parametrize("given", [g for g in itertools.product([0, 1], repeat=3) if any(g)])
-def test_absent_cotangents_count_as_zero(on_path, make_problem, given):
-    problem = make_problem([(700,), (3,)])
-    used = [k for k, there in enumerate(given) if there]
+def test_absent_cotangents_count_as_zero(on_path, make_problem, case):
+    problem = make_problem(case, [(700,), (3,)])
+    columns = range(1 + len(case.states))
 
-    def derivatives():
+    def derivatives(used):
         outputs = problem.step(*problem.inputs)
         weights = problem.weights()
         chosen = [2 * k for k in used]  # outputs of the first tensor only
@@ -100,62 +107,67 @@ def test_absent_cotangents_count_as_zero(on_path, make_problem, given):
             allow_unused=True,
         )  # fmt: skip
 
-    for a, b in zip(on_path("fused", derivatives), on_path("composed", derivatives), strict=True):
-        if a is None or b is None:
-            assert a is None or not a.any()
-            assert b is None or not b.any()
-        else:
-            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for size in columns:
+        for used in itertools.combinations(columns, size + 1):
+            fused, composed = (
+                on_path("fused", derivatives, used),
+                on_path("composed", derivatives, used),
+            )
+            for a, b in zip(fused, composed, strict=True):
+                if a is None or b is None:
+                    assert a is None or not a.any()
+                    assert b is None or not b.any()
+                else:
+                    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_each_input_alone_gets_the_derivative_it_gets_among_all(make_problem, name, decoupled):
-    problem = make_problem(SHAPES, decoupled=decoupled)
+def test_each_input_alone_gets_the_derivative_it_gets_among_all(make_problem, case):
+    problem = make_problem(case, SHAPES)
     every = torch.autograd.grad(problem.step(*problem.inputs), problem.inputs, problem.weights())
-    k = NAMES.index(name)
-    places = [k] if k < 6 else range(6 + 3 * (k - 6), 9 + 3 * (k - 6))
-    inputs = [x if i in places else x.detach() for i, x in enumerate(problem.inputs)]
+    for name in dict.fromkeys(problem.names):
+        places = [i for i, of in enumerate(problem.names) if of == name]
+        inputs = [x if i in places else x.detach() for i, x in enumerate(problem.inputs)]
 
-    outputs = problem.step(*inputs)
+        outputs = problem.step(*inputs)
 
-    pairs = [(o, w) for o, w in zip(outputs, problem.weights(), strict=True) if o.requires_grad]
-    alone = torch.autograd.grad(
-        [o for o, _ in pairs], [inputs[i] for i in places], [w for _, w in pairs]
-    )
-    for i, grad in zip(places, alone, strict=True):
-        torch.testing.assert_close(grad, every[i], rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("wanted", range(13))
-def test_paths_agree_on_which_outputs_require_grad(on_path, make_problem, decoupled, wanted):
-    problem = make_problem([(3,), (2,)], decoupled=decoupled)
-    inputs = [x if i == wanted else x.detach() for i, x in enumerate(problem.inputs)]
-
-    def flags():
-        return [o.requires_grad for o in problem.step(*inputs)]
-
-    assert on_path("fused", flags) == on_path("composed", flags)
+        pairs = [(o, w) for o, w in zip(outputs, problem.weights(), strict=True) if o.requires_grad]
+        alone = torch.autograd.grad(
+            [o for o, _ in pairs], [inputs[i] for i in places], [w for _, w in pairs]
+        )
+        for i, grad in zip(places, alone, strict=True):
+            torch.testing.assert_close(grad, every[i], rtol=1e-13, atol=1e-13)
 
 
-@pytest.mark.parametrize("wanted", range(6))
-def test_hypergradients_equal_central_differences(path, make_problem, wanted):
-    problem = make_problem([(50,)], steps=4)
-    inputs = [x.detach() for x in problem.inputs]
-    inputs[4] = torch.tensor(0.05, dtype=torch.float64)
-    inputs[wanted].requires_grad_()
+@pytest.mark.parametrize("steps", [[1, 2], 3])
+def test_paths_agree_on_which_outputs_require_grad(on_path, make_problem, case, steps):
+    problem = make_problem(case, [(3,), (2,)], steps=steps)
+    for wanted in range(len(problem.inputs)):
+        inputs = [x if i == wanted else x.detach() for i, x in enumerate(problem.inputs)]
+
+        def flags(inputs=inputs):
+            return [o.requires_grad for o in problem.step(*inputs)]
+
+        assert on_path("fused", flags) == on_path("composed", flags)
+
+
+def test_hypergradients_equal_central_differences(path, make_problem, case):
+    problem = make_problem(case, [(50,)], steps=4)
     weights = problem.weights()
-    (actual,) = torch.autograd.grad(inner(weights, problem.step(*inputs)), inputs[wanted])
+    for wanted in range(problem.width):
+        inputs = [x.detach() for x in problem.inputs]
+        if "eps_root" in problem.numbers:
+            inputs[4] = torch.tensor(0.05, dtype=torch.float64)
+        inputs[wanted].requires_grad_()
+        (actual,) = torch.autograd.grad(inner(weights, problem.step(*inputs)), inputs[wanted])
 
-    h = 1e-5 * inputs[wanted].item()
-    sides = []
-    for sign in (1, -1):
-        moved = [x.detach() for x in inputs]
-        moved[wanted] = moved[wanted] + sign * h
-        sides.append(inner(weights, problem.step(*moved)))
+        h = 1e-5 * max(inputs[wanted].item(), 0.1)
+        sides = []
+        for sign in (1, -1):
+            moved = [x.detach() for x in inputs]
+            moved[wanted] = moved[wanted] + sign * h
+            sides.append(inner(weights, problem.step(*moved)))
 
-    torch.testing.assert_close(actual, (sides[0] - sides[1]) / (2 * h), rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(actual, (sides[0] - sides[1]) / (2 * h), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -174,23 +186,53 @@ def test_first_step_has_the_derivative_of_its_closed_form(path, g, expected, cre
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_derivatives_at_a_zero_gradient_are_finite(path, make_problem, dtype):
-    problem = make_problem([(4,)], steps=1)
+def test_derivatives_where_all_is_zero_are_finite(path, make_problem, case, dtype):
+    problem = make_problem(case, [(4,)], steps=1)
     inputs = [x.detach().to(dtype) for x in problem.inputs]
-    inputs[6:9] = [torch.zeros(4, dtype=dtype) for _ in range(3)]
-    inputs[9] = torch.zeros(4, dtype=dtype)  # so that decay adds no gradient
+    inputs[problem.width :] = [torch.zeros_like(x) for x in inputs[problem.width :]]
     inputs = [x.requires_grad_() for x in inputs]
     outputs = problem.step(*inputs)
     weights = [w.to(dtype) for w in problem.weights()]
 
-    native = torch.autograd.grad(outputs, inputs, weights, retain_graph=True)
-    first = torch.autograd.grad(outputs, inputs, weights, create_graph=True)
+    native = torch.autograd.grad(
+        outputs, inputs, weights, retain_graph=True, materialize_grads=True
+    )
+    first = torch.autograd.grad(outputs, inputs, weights, create_graph=True, materialize_grads=True)
     second = torch.autograd.grad(sum(x.sum() for x in first), inputs, allow_unused=True)
 
     assert all(x.isfinite().all() for x in (*native, *first))
     assert all(x.isfinite().all() for x in second if x is not None)
     for a, b in zip(native, first, strict=True):
         torch.testing.assert_close(a, b.detach())
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_coordinate_without_gradient_gets_the_derivative_of_the_first_step(
+    path, case, create_graph
+):
+    g = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    states = [[torch.zeros_like(g)] for _ in case.states]
+    (u,), *_ = case.step([g], states, 1, case.numbers)
+    (actual,) = torch.autograd.grad(u.sum(), g, create_graph=create_graph)
+    lr, eps = case.numbers["lr"], case.numbers.get("eps", 1.0)
+    nesterov = 1 + case.numbers["momentum"] if "nesterov" in case.options else 1
+    expected = 0.0 if case.name == "lion" else -lr / eps * nesterov
+    torch.testing.assert_close(actual.item(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_equal_second_moments_share_the_derivative_of_their_maximum(path, create_graph):
+    g = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    v = torch.full_like(g, 0.25, requires_grad=True)
+    top = torch.tensor([0.25, 0.625], dtype=torch.float64, requires_grad=True)  # as the new v
+    step = dk.amsgrad_step(
+        [g], [g], [v], [top], 1, lr=0.1, betas=(0.5, torch.tensor([1.0, 0.5])[1]), eps=1e-3
+    )
+    v_new, w = step[2][0], step[3][0]
+    assert torch.equal(v_new[1:], w[1:])
+    d_v, d_top = torch.autograd.grad(w[1], (v, top), create_graph=create_graph)
+    assert d_top[1] == 0.5
+    assert d_v[1] == 0.5 * 0.5
 
 
 def test_coordinate_without_gradient_keeps_the_outer_gradient_finite(path):
@@ -257,11 +299,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("cotangents", LAYOUTS)
-def test_derivatives_survive_any_layout(on_path, make_problem, layout, cotangents):
-    problem = make_problem([(4, 3)])
+def test_derivatives_survive_any_layout(on_path, make_problem, case, layout, cotangents):
+    problem = make_problem(case, [(4, 3)])
+    width = problem.width
 
     def derivatives():
-        inputs = [*problem.inputs[:6], *(LAYOUTS[layout](x) for x in problem.inputs[6:])]
+        inputs = [*problem.inputs[:width], *(LAYOUTS[layout](x) for x in problem.inputs[width:])]
         outputs = problem.step(*inputs)
         weights = [LAYOUTS[cotangents](w) for w in problem.weights()]
         return torch.autograd.grad(outputs, problem.inputs, weights)
@@ -270,8 +313,8 @@ def test_derivatives_survive_any_layout(on_path, make_problem, layout, cotangent
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
-def test_only_inputs_are_saved_for_the_backward_pass(make_problem):
-    problem = make_problem([(100,), (20, 3)])
+def test_only_inputs_are_saved_for_the_backward_pass(make_problem, case):
+    problem = make_problem(case, [(100,), (20, 3)])
     saved = []
 
     def pack(x):
@@ -288,16 +331,16 @@ def test_only_inputs_are_saved_for_the_backward_pass(make_problem):
     assert sum(x.numel() * x.element_size() for x in saved) == in_bytes
 
 
-def test_nothing_of_autograd_is_made_where_nothing_requires_grad(make_problem):
-    problem = make_problem([(3,)])
+def test_nothing_of_autograd_is_made_where_nothing_requires_grad(make_problem, case):
+    problem = make_problem(case, [(3,)])
     inputs = [x.detach() for x in problem.inputs]
     assert all(o.grad_fn is None and not o.requires_grad for o in problem.step(*inputs))
     with torch.no_grad():
         assert all(o.grad_fn is None for o in problem.step(*problem.inputs))
 
 
-def test_writing_to_a_saved_state_is_an_error_and_not_a_wrong_gradient(path, make_problem):
-    problem = make_problem([(3,)])
+def test_writing_to_a_saved_state_is_an_error_and_not_a_wrong_gradient(path, make_problem, adam):
+    problem = make_problem(adam, [(3,)])
     m = torch.zeros(3, dtype=torch.float64)
     outputs = problem.step(*problem.inputs[:7], m, *problem.inputs[8:])
     m.add_(1)
@@ -306,8 +349,8 @@ def test_writing_to_a_saved_state_is_an_error_and_not_a_wrong_gradient(path, mak
             torch.autograd.grad(outputs[0].sum(), problem.inputs[6])
 
 
-def test_hooks_that_change_saved_tensors_cannot_lead_out_of_bounds(make_problem):
-    problem = make_problem([(1000,)])
+def test_hooks_that_change_saved_tensors_cannot_lead_out_of_bounds(make_problem, adam):
+    problem = make_problem(adam, [(1000,)])
 
     def gradient(unpack):
         with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):

@@ -9,7 +9,12 @@ import threading
 import diffopt_kernels
 import pytest
 import torch
-from diffopt_kernels import adam_step, build_info
+from diffopt_kernels import _cpu, adam_step, build_info
+from diffopt_kernels._adagrad import ADAGRAD
+from diffopt_kernels._adam import ADAM
+from diffopt_kernels._lion import LION
+from diffopt_kernels._rmsprop import RMSPROP
+from diffopt_kernels._sgd import SGD
 
 NUMBERS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3}
 
@@ -94,18 +99,51 @@ def test_sums_do_not_depend_on_the_number_of_threads():
     assert found[0] == found[1] == found[2]
 
 
+def test_native_rules_are_those_that_python_names():
+    rules = {r.name: r for r in (ADAM, ADAGRAD, LION, RMSPROP, SGD)}
+    assert set(_cpu.rules) == set(rules)
+    for name, (_, hypers, states) in _cpu.rules.items():
+        assert hypers == len(rules[name].numbers)
+        assert states == [len(columns) for columns in rules[name].states]
+
+
+@pytest.mark.parametrize("function", ["forward", "vjp"])
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [(0, 99), (1, -1), (2, 4), (3, 3), (6, [0.1]), (8, [1, 2]), (9, [0] * 4)],
+)
+def test_native_functions_refuse_what_would_lead_out_of_bounds(function, place, wrong):
+    rule = _cpu.rules["sgd"][0]
+    addresses = [0] * (3 if function == "forward" else 5)
+    arguments = [rule, 0, 1, 0, False, False, [0.1, 0.0, 0.0, 0.0], [0], [1], addresses, 1]
+    getattr(_cpu, function)(*arguments)
+    arguments[place] = wrong
+    with pytest.raises(ValueError, match=r"unknown code|wrong count"):
+        getattr(_cpu, function)(*arguments)
+
+
 SCRIPT = """
 import torch
-from diffopt_kernels import adam_step, build_info
+import diffopt_kernels as dk
 torch.set_num_threads(1)
 for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-    g = torch.randn(1003, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
-    outputs = adam_step([g], [g], [g.detach() ** 2], 3, lr=.1, betas=(.9, .99), eps=1e-3,
-                        params=[g], weight_decay=.1)
-    (grad,) = torch.autograd.grad(sum(c[0].sum() for c in outputs), g)
-    for x in (*(c[0] for c in outputs), grad):
-        print(hash(tuple(x.tolist())))
-print(build_info()["simd"])
+    generator = torch.Generator().manual_seed(0)
+    g = torch.randn(1003, generator=generator).to(dtype).requires_grad_()
+    c, s = [g], [g.detach() ** 2]
+    decay = {"params": c, "weight_decay": 0.1, "lr": 0.1}
+    betas = {"betas": (0.9, 0.99), **decay}
+    for outputs in (
+        dk.adam_step(c, c, s, 3, eps=1e-3, **betas),
+        dk.amsgrad_step(c, c, s, s, 3, eps=1e-3, **betas),
+        dk.sgd_step(c, c, 3, momentum=0.9, nesterov=True, **decay),
+        dk.rmsprop_step(c, s, s, c, alpha=0.9, eps=1e-3, centered=True, momentum=0.5, **decay),
+        dk.adagrad_step(c, s, 3, lr_decay=0.1, eps=1e-3, **decay),
+        dk.lion_step(c, c, **betas),
+    ):
+        (grad,) = torch.autograd.grad(sum(c[0].sum() for c in outputs), g)
+        for x in (*(c[0] for c in outputs), grad):
+            print(hash(tuple(x.tolist())))
+print(dk.build_info()["simd"])
 """
 
 

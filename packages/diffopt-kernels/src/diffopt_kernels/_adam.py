@@ -1,9 +1,10 @@
-"""The Adam step: https://arxiv.org/abs/1412.6980."""
+"""Adam, https://arxiv.org/abs/1412.6980, and AMSGrad, https://arxiv.org/abs/1904.09237."""
 
 from collections.abc import Sequence
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffopt_kernels._composed import like, root_or_zero
@@ -15,20 +16,24 @@ def _formula(
     variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, beta1, beta2, eps, eps_root, _ = numbers
-    m, v = states
+    m, v, *maximum = states
     m = like(beta1, m) * m + like(1 - beta1, m) * g
     v = like(beta2, v) * v + like(1 - beta2, v) * (g * g)
+    new = [m, v]
+    if maximum:
+        v = torch.maximum(maximum[0], v)
+        new.append(v)
     radicand = v * like(1 / (1 - beta2**step), v)
     if isinstance(eps_root, Tensor) or eps_root != 0:
         radicand = radicand + like(eps_root, v)
     denominator = root_or_zero(radicand) + like(eps, v)
-    return like(-lr / (1 - beta1**step), m) * m / denominator, m, v
+    return like(-lr / (1 - beta1**step), m) * m / denominator, *new
 
 
 ADAM = Rule(
     name="adam",
     numbers={"lr": inf, "betas[0]": 1, "betas[1]": 1, "eps": inf, "eps_root": inf},
-    states=(("exp_avgs", "exp_avg_sqs"),),
+    states=(("exp_avgs", "exp_avg_sqs"), ("exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs")),
     formula=_formula,
 )
 
@@ -150,3 +155,107 @@ def adam_step_(
         ADAM, 0, params, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, decoupled,
         maximize,
     )  # fmt: skip
+
+
+def amsgrad_step(
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: int | Sequence[int],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float | Tensor,
+    eps_root: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    params: Sequence[Tensor] | None = None,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Compute one AMSGrad step of a list of tensors, differentiable to any order.
+
+    This is `adam_step` with the greatest second moment so far, as ``amsgrad=True`` makes it in
+    ``torch.optim.Adam`` and ``torch.optim.AdamW``::
+
+        w <- max(w, v)                              with the new v
+        update = -lr * (m / (1 - beta1^t)) / (sqrt(w / (1 - beta2^t) + eps_root) + eps)
+
+    Where ``w`` equals ``v``, each gets half the derivative of the maximum, as torch.maximum has it.
+
+    Args:
+        grads: Gradients, as in `adam_step`, which also explains all that is not explained here.
+        exp_avgs: First moments ``m``.
+        exp_avg_sqs: Second moments ``v``.
+        max_exp_avg_sqs: Greatest second moments ``w``, each like its gradient in shape, dtype and
+            device.
+        steps: Number of the step that this call takes, counted from 1.
+        lr: Learning rate.
+        betas: Shares of the moments that are kept.
+        eps: Added to the root.
+        eps_root: Added below the root.
+        weight_decay: Factor of the L2 penalty or, if `decoupled`, of AdamW's decay.
+        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        decoupled: Decay the parameters directly, as AdamW does.
+        maximize: Go up along the gradients.
+
+    Returns:
+        Updates, to be *added* to the parameters, and the new ``m``, ``v`` and ``w``.
+
+    Raises:
+        ValueError: As `adam_step`.
+        TypeError: As `adam_step`.
+
+    Example:
+        >>> import torch
+        >>> g, zero, top = torch.tensor([3.0]), torch.zeros(1), torch.tensor([0.25])
+        >>> updates, _, v, w = amsgrad_step(
+        ...     [g], [zero], [zero], [top], 1, lr=0.1, betas=(0.0, 0.99), eps=0.0
+        ... )
+        >>> updates[0], v[0], w[0]
+        (tensor([-0.0600]), tensor([0.0900]), tensor([0.2500]))
+
+    Source:
+        Reddi et al., *On the convergence of Adam and beyond*, ICLR 2018, algorithm 2, with the
+        corrections of bias that torch.optim.Adam makes.
+    """
+    numbers = (lr, *pair("betas", betas), eps, eps_root)
+    states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = step(
+        ADAM, 1, grads, states, steps, numbers, weight_decay, params, decoupled, maximize
+    )
+    return updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs
+
+
+def amsgrad_step_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    max_exp_avg_sqs: Sequence[Tensor],
+    steps: int | Sequence[int],
+    *,
+    lr: float | Tensor,
+    betas: tuple[float | Tensor, float | Tensor],
+    eps: float | Tensor,
+    eps_root: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """Take one AMSGrad step in place, for training without meta-gradients.
+
+    Writes over `params` and the moments; see `amsgrad_step` for the formula and the arguments, and
+    `adam_step_` for what is refused.
+
+    Example:
+        >>> import torch
+        >>> p, m, v, w = torch.ones(2), torch.zeros(2), torch.zeros(2), torch.zeros(2)
+        >>> g = torch.tensor([3.0, -4.0])
+        >>> amsgrad_step_([p], [g], [m], [v], [w], 1, lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+        >>> p
+        tensor([0.9000, 1.1000])
+    """
+    numbers = (lr, *pair("betas", betas), eps, eps_root)
+    states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    step_(ADAM, 1, params, grads, states, steps, numbers, weight_decay, decoupled, maximize)

@@ -16,7 +16,7 @@ def check(
     rule: Rule,
     variant: int,
     grads: Sequence[Tensor],
-    states: Sequence[Sequence[Tensor]],
+    states: Sequence[Any],
     steps: int | Sequence[int],
     numbers: Sequence[float | Tensor],
     weight_decay: float | Tensor,

@@ -11,7 +11,7 @@ from diffopt_kernels._explain import is_fusible
 from diffopt_kernels._rule import Rule
 
 Number = float | Tensor
-Columns = Sequence[Sequence[Tensor]]
+Columns = Sequence[Any]  # of lists of tensors, which `check` makes sure of
 
 
 def step(
