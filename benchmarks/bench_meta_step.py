@@ -73,7 +73,7 @@ def by_meta_adam(module: nn.Module, support: Batch, query: Batch, steps: int) ->
 
 def by_autograd(module: nn.Module, support: Batch, query: Batch, steps: int) -> tuple[Tensor, ...]:
     """What one writes by hand, in torch operations."""
-    start = dict(module.named_parameters())
+    start: dict[str, Tensor] = dict(module.named_parameters())
     params = start
     m = {name: torch.zeros_like(p) for name, p in start.items()}
     v = dict(m)
@@ -163,9 +163,9 @@ def main() -> None:
     support = torch.randn(25, 784), torch.randint(5, (25,))
     query = torch.randn(75, 784), torch.randint(5, (75,))
     module, results = network(), {}
-    double = [(x.double(), y) for x, y in (support, query)]
+    double = tuple((x.double(), y) for x, y in (support, query))
     for steps in (1, 5):
-        truth = by_autograd(copy.deepcopy(module).double(), *double, steps)
+        truth = by_autograd(copy.deepcopy(module).double(), double[0], double[1], steps)
         print(f"\n{steps} inner steps")
         runs = {}
         for name, meta_step in contenders().items():

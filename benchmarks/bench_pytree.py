@@ -22,7 +22,7 @@ Library = dict[str, Callable[..., Any]]
 
 def libraries() -> dict[str, Library]:
     """The operations of each library that is installed, under the same names."""
-    found: dict[str, Library] = {"pytree_core": vars(pytree_core)}
+    found: dict[str, Library] = {"pytree_core": dict(vars(pytree_core))}
 
     def add(name: str, module: str, wrap: Callable[[Any], Library]) -> None:
         try:
