@@ -1,10 +1,10 @@
 #include "calls.hpp"
 
-#include <vector>
-
 #include "arguments.hpp"
+#include "calls_docs.hpp"
 #include "compare.hpp"
 #include "layout_cache.hpp"
+#include "paths.hpp"
 #include "treespec.hpp"
 #include "unflatten.hpp"
 
@@ -71,17 +71,18 @@ PyObject *tree_unflatten(PyObject *, Values values, Py_ssize_t count, PyObject *
 }
 
 /// Calls `func` on each leaf and on what the other trees have there.
-void map_leaves(PyObject *func, RefVector<128> &leaves, std::vector<RefVector<128>> &columns,
-                RefVector<128> &results) {
+///
+/// The columns hold all leaves, then what the next tree has at them, and so on.
+void map_rows(PyObject *func, const RefVector<128> &columns, std::size_t leaves, std::size_t width,
+              RefVector<128> &results) {
     SmallVector<PyObject *, 8> row;
-    row.push(nullptr);  // a place that the called function may use
-    for (std::size_t k = 0; k <= columns.size(); ++k) row.push(nullptr);
-    results.reserve(leaves.size());
-    for (std::size_t i = 0; i < leaves.size(); ++i) {
-        row[1] = leaves[i];
-        for (std::size_t k = 0; k < columns.size(); ++k) row[k + 2] = columns[k][i];
-        std::size_t size = (columns.size() + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET;
-        results.push(owned(PyObject_Vectorcall(func, row.data() + 1, size, nullptr)));
+    row.reserve(width + 1);
+    results.reserve(leaves);
+    for (std::size_t i = 0; i < leaves; ++i) {
+        PyObject **values = row.data() + 1;  // behind a place that the called function may use
+        for (std::size_t k = 0; k < width; ++k) values[k] = columns[k * leaves + i];
+        std::size_t size = width | PY_VECTORCALL_ARGUMENTS_OFFSET;
+        results.push(owned(PyObject_Vectorcall(func, values, size, nullptr)));
     }
 }
 
@@ -92,12 +93,41 @@ PyObject *tree_map(PyObject *, Values values, Py_ssize_t count, PyObject *names)
         Flattener flattener(arguments.options(PY_SSIZE_T_MAX));
         flattener.run(values[1], true);
         NodeView nodes = flattener.nodes().view();
-        std::vector<RefVector<128>> columns(static_cast<std::size_t>(count - 2));
-        for (std::size_t k = 0; k < columns.size(); ++k) {
-            flatten_exactly(nodes, values[k + 2], columns[k]);
-        }
-        RefVector<128> results;
-        map_leaves(values[0], flattener.leaves(), columns, results);
+        RefVector<128> &columns = flattener.leaves(), results;
+        for (Py_ssize_t k = 2; k < count; ++k) flatten_exactly(nodes, values[k], columns);
+        auto width = static_cast<std::size_t>(count - 1);
+        map_rows(values[0], columns, nodes.root().num_leaves, width, results);
+        return unflatten(nodes, results);
+    });
+}
+
+PyObject *tree_flatten_with_path(PyObject *, Values values, Py_ssize_t count, PyObject *names) {
+    return guarded([&] {
+        Arguments arguments{"tree_flatten_with_path", values, count, names};
+        arguments.check_count(1, 2);
+        Flattener flattener(arguments.options(1));
+        flattener.run(values[0], true);
+        RefVector<128> found;
+        leaf_paths(flattener.nodes().view(), found);
+        nb::object paths = take_list(found), leaves = take_list(flattener.leaves());
+        nb::object treespec = make_treespec(flattener.nodes());
+        return owned(PyTuple_Pack(3, paths.ptr(), leaves.ptr(), treespec.ptr()));
+    });
+}
+
+PyObject *tree_map_with_path(PyObject *, Values values, Py_ssize_t count, PyObject *names) {
+    return guarded([&] {
+        Arguments arguments{"tree_map_with_path", values, count, names};
+        arguments.check_count(2, PY_SSIZE_T_MAX);
+        Flattener flattener(arguments.options(PY_SSIZE_T_MAX));
+        flattener.run(values[1], true);
+        NodeView nodes = flattener.nodes().view();
+        RefVector<128> columns, results;
+        leaf_paths(nodes, columns);
+        push_items(flattener.leaves().data(), flattener.leaves().size(), columns);
+        for (Py_ssize_t k = 2; k < count; ++k) flatten_exactly(nodes, values[k], columns);
+        auto width = static_cast<std::size_t>(count);
+        map_rows(values[0], columns, nodes.root().num_leaves, width, results);
         return unflatten(nodes, results);
     });
 }
@@ -106,154 +136,6 @@ PyObject *clear_cache(PyObject *, PyObject *) {
     clear_layouts();
     Py_RETURN_NONE;
 }
-
-// The first line of each is its signature, as `inspect` reads it.
-
-constexpr char tree_flatten_doc[] =
-    R"doc(tree_flatten(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
---
-
-Take a tree apart into its leaves and its structure.
-
-Args:
-    tree: Any tree.
-    is_leaf: Called on each subtree; True makes it a leaf.
-    none_is_leaf: Count None as a leaf, not as a node without children.
-    namespace: Which registered types are nodes, besides the global ones.
-
-Returns:
-    ``(leaves, treespec)``; the leaves of a dict in the order of its sorted keys.
-
-Raises:
-    RecursionError: If the tree is nested more than 1000 deep, or contains itself.
-    TypeError: If `is_leaf` returns anything but a bool or None.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.tree_flatten({'b': [1, 2], 'a': (3, None)})
-    ([3, 1, 2], TreeSpec({'a': (*, None), 'b': [*, *]}))
-)doc";
-
-constexpr char tree_leaves_doc[] =
-    R"doc(tree_leaves(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
---
-
-List the leaves of a tree.
-
-Args:
-    tree: Any tree.
-    is_leaf: Called on each subtree; True makes it a leaf.
-    none_is_leaf: Count None as a leaf, not as a node without children.
-    namespace: Which registered types are nodes, besides the global ones.
-
-Raises:
-    RecursionError: If the tree is nested more than 1000 deep, or contains itself.
-    TypeError: If `is_leaf` returns anything but a bool or None.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.tree_leaves({'b': [1, 2], 'a': (3, None)})
-    [3, 1, 2]
-)doc";
-
-constexpr char tree_structure_doc[] =
-    R"doc(tree_structure(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
---
-
-Return the structure of a tree.
-
-Args:
-    tree: Any tree.
-    is_leaf: Called on each subtree; True makes it a leaf.
-    none_is_leaf: Count None as a leaf, not as a node without children.
-    namespace: Which registered types are nodes, besides the global ones.
-
-Raises:
-    RecursionError: If the tree is nested more than 1000 deep, or contains itself.
-    TypeError: If `is_leaf` returns anything but a bool or None.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.tree_structure((1, [2]), is_leaf=lambda tree: isinstance(tree, list))
-    TreeSpec((*, *))
-)doc";
-
-constexpr char tree_is_leaf_doc[] =
-    R"doc(tree_is_leaf(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
---
-
-Tell whether an object is a leaf.
-
-Args:
-    tree: Any object.
-    is_leaf: Called on the object; True makes it a leaf.
-    none_is_leaf: Count None as a leaf, not as a node without children.
-    namespace: Which registered types are nodes, besides the global ones.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.tree_is_leaf(1), pt.tree_is_leaf([]), pt.tree_is_leaf(None)
-    (True, False, False)
-)doc";
-
-constexpr char tree_unflatten_doc[] = R"doc(tree_unflatten(treespec, leaves, /)
---
-
-Build a tree from its structure and its leaves.
-
-Args:
-    treespec: The structure.
-    leaves: An iterable of `treespec.num_leaves` objects, whatever they are.
-
-Raises:
-    ValueError: If there are more or fewer leaves.
-
-Example:
-    >>> import pytree_core as pt
-    >>> leaves, treespec = pt.tree_flatten({'b': [1, 2], 'a': 3})
-    >>> pt.tree_unflatten(treespec, 'xyz')
-    {'b': ['y', 'z'], 'a': 'x'}
-)doc";
-
-constexpr char tree_map_doc[] =
-    R"doc(tree_map(func, tree, /, *rests, is_leaf=None, none_is_leaf=False, namespace='')
---
-
-Map a function over the leaves of a tree.
-
-Args:
-    func: Called with a leaf of `tree` and what each of `rests` has there.
-    tree: Any tree.
-    rests: Trees that have `tree` as a prefix.
-    is_leaf: Called on each subtree; True makes it a leaf.
-    none_is_leaf: Count None as a leaf, not as a node without children.
-    namespace: Which registered types are nodes, besides the global ones.
-
-Returns:
-    A tree like `tree` of the results.
-
-Raises:
-    RecursionError: If the tree is nested more than 1000 deep, or contains itself.
-    ValueError: If a tree of `rests` differs from `tree` above its leaves.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.tree_map(lambda x, y: x + y, {'a': 1, 'b': [2]}, {'a': 10, 'b': [20]})
-    {'a': 11, 'b': [22]}
-)doc";
-
-constexpr char clear_cache_doc[] = R"doc(clear_cache()
---
-
-Forget the layouts of dicts that were met before.
-
-The core keeps the keys of up to 4096 dicts that it met twice, 262144 keys at most, with the
-order of their leaves. They are strings and ints; nothing else is kept alive.
-
-Example:
-    >>> import pytree_core as pt
-    >>> pt.clear_cache()
-)doc";
 
 template <typename Function>
 PyMethodDef method(const char *name, Function function, const char *doc) {
@@ -272,6 +154,8 @@ void add_calls(nb::module_ &module) {
         method("tree_is_leaf", tree_is_leaf, tree_is_leaf_doc),
         method("tree_unflatten", tree_unflatten, tree_unflatten_doc),
         method("tree_map", tree_map, tree_map_doc),
+        method("tree_flatten_with_path", tree_flatten_with_path, tree_flatten_with_path_doc),
+        method("tree_map_with_path", tree_map_with_path, tree_map_with_path_doc),
         {"clear_cache", clear_cache, METH_NOARGS, clear_cache_doc},
         {nullptr, nullptr, 0, nullptr},
     };

@@ -8,7 +8,7 @@
 
 namespace pytree {
 
-/// Collects the subtrees that `tree` has at the leaves of `nodes`, each one owned.
+/// Adds the subtrees that `tree` has at the leaves of `nodes`, each one owned.
 ///
 /// Returns one text for each place where the tree differs, from left to right; the subtrees
 /// are complete only if there is none.

@@ -132,14 +132,8 @@ std::size_t Flattener::add_leading_leaves(PyObject *const *items, std::size_t co
     std::size_t found = 0;
     while (found < count && Py_TYPE(items[found]) == type) ++found;
     if (found == 0) return 0;
-    leaves_.make_room(found);
     if constexpr (kNodes) nodes_.push_leaves(found);
-    PyObject **end = leaves_.end();
-    for (std::size_t i = 0; i < found; ++i) {
-        Py_INCREF(items[i]);
-        end[i] = items[i];
-    }
-    leaves_.grow(found);
+    push_items(items, found, leaves_);
     return found;
 }
 

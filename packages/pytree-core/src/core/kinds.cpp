@@ -60,10 +60,12 @@ Class class_of_tuple(PyTypeObject *type) {
 
 }  // namespace
 
-const Collections &collections() {
-    static const Collections found{import_type("collections", "defaultdict"),
-                                   import_type("collections", "deque")};
-    return found;
+Collections found_collections;
+
+void find_collections() {
+    if (found_collections.deque != nullptr) return;  // the module is imported again
+    found_collections.defaultdict = import_type("collections", "defaultdict");
+    found_collections.deque = import_type("collections", "deque");
 }
 
 nb::object namedtuple_fields(PyTypeObject *type) {

@@ -6,12 +6,14 @@
 
 namespace pytree {
 
-/// The classes of `collections`, found once when the module is imported.
+/// The classes of `collections`, found when the module is imported.
 struct Collections {
     PyTypeObject *defaultdict;
     PyTypeObject *deque;
 };
-const Collections &collections();
+extern Collections found_collections;
+inline const Collections &collections() { return found_collections; }
+void find_collections();
 
 /// Whether `type` is a tuple subclass made by `collections.namedtuple`.
 bool is_namedtuple_type(PyTypeObject *type);

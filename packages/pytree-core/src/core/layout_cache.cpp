@@ -46,9 +46,7 @@ KeysInQuestion::KeysInQuestion(PyObject *const *keys, std::size_t size, bool sor
     : keys_(keys), size_(size), sorted_(sorted), hash_(2 * size + sorted) {
     for (std::size_t i = 0; i < size; ++i) {
         hash_ = (hash_ ^ reinterpret_cast<std::uintptr_t>(keys[i]) >> 4) * 0x9e3779b97f4a7c15ull;
-        hash_ ^= hash_ >> 32;
     }
-    hash_ *= 0x9e3779b97f4a7c15ull;
 }
 
 nb::object KeysInQuestion::known() const {

@@ -13,7 +13,7 @@ NB_MODULE(_core, module) {
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
         raise(PyExc_ImportError, "pytree_core does not support subinterpreters");
     }
-    collections();
+    find_collections();
     add_key_layout_type();
     add_treespec_type(module);
     add_calls(module);

@@ -11,6 +11,15 @@ namespace {
 
 PyTypeObject *as_type(PyObject *type) { return reinterpret_cast<PyTypeObject *>(type); }
 
+/// The names of the children of a named tuple or registered type; null for 0, 1, 2, ...
+nb::object names_of(const Node &node) {
+    nb::object names = node.kind == Kind::NamedTuple ? namedtuple_fields(as_type(node.data))
+                                                     : nb::borrow(PyTuple_GET_ITEM(node.data, 2));
+    bool complete = names.is_valid() && PyTuple_Check(names.ptr()) &&
+                    static_cast<std::size_t>(PyTuple_GET_SIZE(names.ptr())) == node.arity;
+    return complete ? names : nb::object();
+}
+
 /// Whether an entry of this node that is a string is the name of an attribute.
 bool has_attributes(const Node &node) {
     if (node.kind == Kind::Custom) {
@@ -26,22 +35,45 @@ nb::object spell_step(const Node &node, std::size_t j) {
     return owned(PyUnicode_FromFormat(named ? ".%S" : "[%R]", step.ptr()));
 }
 
+/// The entries of the children of one node, some of which are looked up once for all.
+class Entries {
+   public:
+    explicit Entries(const Node &node) : node_(node) {
+        if (is_mapping(node.kind)) {
+            layout_ = layout_of(node);
+        } else if (node.kind == Kind::NamedTuple || node.kind == Kind::Custom) {
+            names_ = names_of(node);
+        }
+    }
+
+    nb::object operator[](std::size_t j) const {
+        if (layout_ != nullptr) return nb::borrow(layout_->key(j));
+        if (names_.is_valid()) {
+            return nb::borrow(PyTuple_GET_ITEM(names_.ptr(), static_cast<Py_ssize_t>(j)));
+        }
+        if (node_.kind == Kind::StructSequence) {
+            return struct_sequence_field(as_type(node_.data), j);
+        }
+        return owned(PyLong_FromSize_t(j));
+    }
+
+   private:
+    const Node &node_;
+    KeyLayout *layout_ = nullptr;
+    nb::object names_;
+};
+
 /// Walks from right to left, since the root of a subtree is its last node.
 void collect_paths(NodeView nodes, std::size_t index, RefVector<32> &path, RefVector<128> &found) {
     const Node &node = nodes[index];
-    if (node.kind == Kind::Leaf) {
-        auto size = static_cast<Py_ssize_t>(path.size());
-        nb::object tuple = owned(PyTuple_New(size));
-        for (Py_ssize_t i = 0; i < size; ++i) {
-            PyObject *step = path[static_cast<std::size_t>(i)];
-            Py_INCREF(step);
-            PyTuple_SET_ITEM(tuple.ptr(), i, step);
-        }
-        return found.push(std::move(tuple));
-    }
+    Entries entries(node);
     for (std::size_t j = node.arity, child = index - 1; j-- > 0; child -= nodes[child].num_nodes) {
-        path.push(entry(node, j));
-        collect_paths(nodes, child, path, found);
+        path.push(entries[j]);
+        if (nodes[child].kind == Kind::Leaf) {
+            found.push(tuple_of(path.data(), path.size()));
+        } else {
+            collect_paths(nodes, child, path, found);
+        }
         path.drop(path.size() - 1);
     }
 }
@@ -104,32 +136,22 @@ nb::object spell_node(const Node &node, std::vector<nb::object> children) {
 
 }  // namespace
 
-nb::object entry(const Node &node, std::size_t j) {
-    if (is_mapping(node.kind)) return nb::borrow(layout_of(node)->key(j));
-    if (node.kind == Kind::StructSequence) return struct_sequence_field(as_type(node.data), j);
-    nb::object names;
-    if (node.kind == Kind::NamedTuple) names = namedtuple_fields(as_type(node.data));
-    if (node.kind == Kind::Custom) names = nb::borrow(PyTuple_GET_ITEM(node.data, 2));
-    bool named = names.is_valid() && PyTuple_Check(names.ptr()) &&
-                 static_cast<std::size_t>(PyTuple_GET_SIZE(names.ptr())) == node.arity;
-    if (named) return nb::borrow(PyTuple_GET_ITEM(names.ptr(), static_cast<Py_ssize_t>(j)));
-    return owned(PyLong_FromSize_t(j));
-}
+nb::object entry(const Node &node, std::size_t j) { return Entries(node)[j]; }
 
 nb::object entries(const Node &node) {
+    Entries entries(node);
     nb::object list = owned(PyList_New(0));
     for (std::size_t j = 0; j < node.arity; ++j) {
-        checked(PyList_Append(list.ptr(), entry(node, j).ptr()));
+        checked(PyList_Append(list.ptr(), entries[j].ptr()));
     }
     return list;
 }
 
-nb::object leaf_paths(NodeView nodes) {
+void leaf_paths(NodeView nodes, RefVector<128> &found) {
+    if (nodes.root().kind == Kind::Leaf) return found.push(nb::tuple());
     RefVector<32> path;
-    RefVector<128> found;
     collect_paths(nodes, nodes.size - 1, path, found);
-    std::reverse(found.data(), found.data() + found.size());
-    return take_list(found);
+    std::reverse(found.data(), found.end());
 }
 
 nb::object spell_path(NodeView nodes, std::size_t index) {

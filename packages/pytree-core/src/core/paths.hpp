@@ -9,8 +9,8 @@ namespace pytree {
 nb::object entry(const Node &node, std::size_t j);
 /// The entries of all children, a list.
 nb::object entries(const Node &node);
-/// The path to each leaf: a list of tuples of entries.
-nb::object leaf_paths(NodeView nodes);
+/// Adds the path to each leaf to an empty vector: tuples of entries.
+void leaf_paths(NodeView nodes, RefVector<128> &found);
 /// Spells the path to the node at `index`: "['a'][0].weight", or "the root".
 nb::object spell_path(NodeView nodes, std::size_t index);
 /// Spells the structure: "{'a': *, 'b': [*, None]}".

@@ -40,6 +40,16 @@ inline nb::object list_of(PyObject *const *items, std::size_t size) {
     return list;
 }
 
+/// A tuple of these objects.
+inline nb::object tuple_of(PyObject *const *items, std::size_t size) {
+    nb::object tuple = owned(PyTuple_New(static_cast<Py_ssize_t>(size)));
+    for (std::size_t i = 0; i < size; ++i) {
+        Py_INCREF(items[i]);
+        PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(i), items[i]);
+    }
+    return tuple;
+}
+
 /// Raises a Python exception with a text formatted as by `PyUnicode_FromFormat`.
 template <typename... T>
 [[noreturn]] void raise(PyObject *type, const char *format, T... values) {

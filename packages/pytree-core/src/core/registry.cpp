@@ -13,21 +13,11 @@ std::unordered_map<std::string, TableRef> &tables() {
     return *all;
 }
 
-TableRef &global_table() {
-    static TableRef &table = tables()[""];
-    return table;
-}
-
 std::string text(PyObject *name) {
     Py_ssize_t size = 0;
     const char *data = PyUnicode_AsUTF8AndSize(name, &size);
     if (data == nullptr) rethrow();
     return {data, static_cast<std::size_t>(size)};
-}
-
-TableRef table_of(PyObject *name) {
-    auto found = tables().find(text(name));
-    return found == tables().end() ? TableRef() : found->second;
 }
 
 bool is_tuple(PyObject *object, Py_ssize_t size) {
@@ -52,12 +42,15 @@ void check_registration(PyObject *type, PyObject *registration) {
 
 }  // namespace
 
-Snapshot::Snapshot(PyObject *name) : global_(global_table()) {
-    if (name != nullptr) own_ = table_of(name);
+Table *global_table = nullptr;
+
+TableRef table_named(PyObject *name) {
+    auto found = tables().find(text(name));
+    return found == tables().end() ? TableRef() : found->second;
 }
 
 PyObject *find_registration(PyObject *name, PyTypeObject *type) {
-    TableRef table = table_of(name);
+    TableRef table = table_named(name);
     const Table::Entry *entry = table.find(type);
     return entry == nullptr ? nullptr : entry->registration.ptr();
 }
@@ -81,7 +74,8 @@ Table::Table(nb::dict registrations) : mask_(3) {
 
 void publish(nb::str name, nb::dict registrations) {
     TableRef table(new Table(registrations));
-    tables()[text(name.ptr())] = std::move(table);
+    if (nb::len(name) == 0) global_table = table.get();
+    tables()[text(name.ptr())] = std::move(table);  // which keeps it alive
 }
 
 }  // namespace pytree

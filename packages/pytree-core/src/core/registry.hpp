@@ -97,15 +97,24 @@ class TableRef {
         return table_ == nullptr ? nullptr : table_->find(type);
     }
 
+    Table *get() const { return table_; }
+
    private:
     Table *table_ = nullptr;
 };
+
+/// The registrations in the global namespace, or null before the first one.
+extern Table *global_table;
+/// The registrations in a namespace.
+TableRef table_named(PyObject *name);
 
 /// The registrations that one call sees, whatever its callbacks register meanwhile.
 class Snapshot {
    public:
     /// `name` is a string, or null for the global namespace alone.
-    explicit Snapshot(PyObject *name);
+    explicit Snapshot(PyObject *name) : global_(global_table) {
+        if (name != nullptr) own_ = table_named(name);
+    }
 
     const Table::Entry *find(PyTypeObject *type) const {
         const Table::Entry *own = own_.find(type);

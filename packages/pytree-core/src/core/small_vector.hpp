@@ -86,6 +86,18 @@ class RefVector : public SmallVector<PyObject *, N> {
     }
 };
 
+/// Adds values that somebody else owns too.
+template <std::size_t N>
+void push_items(PyObject *const *items, std::size_t count, RefVector<N> &values) {
+    values.make_room(count);
+    PyObject **end = values.end();
+    for (std::size_t i = 0; i < count; ++i) {
+        Py_INCREF(items[i]);
+        end[i] = items[i];
+    }
+    values.grow(count);
+}
+
 /// Moves all values into a list.
 template <std::size_t N>
 nb::object take_list(RefVector<N> &values) {

@@ -94,7 +94,11 @@ PyObject *child(PyObject *self, PyObject *index) {
 }
 
 PyObject *paths(PyObject *self, PyObject *) {
-    return guarded([&] { return leaf_paths(nodes_of(self)); });
+    return guarded([&] {
+        RefVector<128> found;
+        leaf_paths(nodes_of(self), found);
+        return take_list(found);
+    });
 }
 
 PyObject *unflatten(PyObject *self, PyObject *iterable) {

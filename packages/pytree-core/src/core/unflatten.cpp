@@ -119,13 +119,7 @@ void read_leaves(PyObject *iterable, std::size_t expected, RefVector<128> &leave
     nb::object sequence = owned(PySequence_Fast(iterable, "the leaves must be an iterable"));
     auto size = static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()));
     if (size != expected) raise(PyExc_ValueError, "expected %zu leaves, got %zu", expected, size);
-    leaves.reserve(size);
-    PyObject **items = PySequence_Fast_ITEMS(sequence.ptr());
-    for (std::size_t i = 0; i < size; ++i) {
-        Py_INCREF(items[i]);
-        leaves.end()[i] = items[i];
-    }
-    leaves.grow(size);
+    push_items(PySequence_Fast_ITEMS(sequence.ptr()), size, leaves);
 }
 
 }  // namespace pytree

@@ -10,14 +10,14 @@ from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefi
 from pytree_core._core import TreeSpec as TreeSpec
 from pytree_core._core import clear_cache as clear_cache
 from pytree_core._core import tree_flatten as tree_flatten
+from pytree_core._core import tree_flatten_with_path as tree_flatten_with_path
 from pytree_core._core import tree_is_leaf as tree_is_leaf
 from pytree_core._core import tree_leaves as tree_leaves
 from pytree_core._core import tree_map as tree_map
+from pytree_core._core import tree_map_with_path as tree_map_with_path
 from pytree_core._core import tree_structure as tree_structure
 from pytree_core._core import tree_unflatten as tree_unflatten
 from pytree_core._partial import Partial as Partial
-from pytree_core._paths import tree_flatten_with_path as tree_flatten_with_path
-from pytree_core._paths import tree_map_with_path as tree_map_with_path
 from pytree_core._paths import tree_paths as tree_paths
 from pytree_core._reduce import tree_all as tree_all
 from pytree_core._reduce import tree_any as tree_any

@@ -8,8 +8,13 @@ from typing import Any
 import numpy as np
 
 from pytree_core._broadcast import tree_broadcast_prefix
-from pytree_core._core import TreeSpec, tree_flatten, tree_leaves, tree_map
-from pytree_core._paths import tree_map_with_path
+from pytree_core._core import (
+    TreeSpec,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_map_with_path,
+)
 from pytree_core.integrations._arithmetic import tree_add as tree_add
 from pytree_core.integrations._arithmetic import tree_add_scalar_mul as tree_add_scalar_mul
 from pytree_core.integrations._arithmetic import tree_mul as tree_mul
