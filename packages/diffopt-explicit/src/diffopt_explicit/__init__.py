@@ -31,6 +31,15 @@ from diffopt_explicit._scale import ScaleByLearningRate as ScaleByLearningRate
 from diffopt_explicit._scale import ScaleState as ScaleState
 from diffopt_explicit._scale import scale as scale
 from diffopt_explicit._scale import scale_by_learning_rate as scale_by_learning_rate
+from diffopt_explicit._schedules import constant as constant
+from diffopt_explicit._schedules import cosine_decay as cosine_decay
+from diffopt_explicit._schedules import exponential_decay as exponential_decay
+from diffopt_explicit._schedules import join as join
+from diffopt_explicit._schedules import linear as linear
+from diffopt_explicit._schedules import one_cycle as one_cycle
+from diffopt_explicit._schedules import piecewise_constant as piecewise_constant
+from diffopt_explicit._schedules import polynomial as polynomial
+from diffopt_explicit._schedules import warmup_cosine as warmup_cosine
 from diffopt_explicit._trace import Trace as Trace
 from diffopt_explicit._trace import TraceState as TraceState
 from diffopt_explicit._trace import trace as trace
