@@ -7,6 +7,12 @@ from diffopt_explicit._adam import AdamState as AdamState
 from diffopt_explicit._apply import apply_updates as apply_updates
 from diffopt_explicit._chain import Chain as Chain
 from diffopt_explicit._chain import chain as chain
+from diffopt_explicit._clip import AdaptiveClip as AdaptiveClip
+from diffopt_explicit._clip import Clip as Clip
+from diffopt_explicit._clip import ClipByGlobalNorm as ClipByGlobalNorm
+from diffopt_explicit._clip import adaptive_clip as adaptive_clip
+from diffopt_explicit._clip import clip as clip
+from diffopt_explicit._clip import clip_by_global_norm as clip_by_global_norm
 from diffopt_explicit._decay import AddDecayedWeights as AddDecayedWeights
 from diffopt_explicit._decay import add_decayed_weights as add_decayed_weights
 from diffopt_explicit._from_torch import from_torch as from_torch
@@ -28,7 +34,6 @@ from diffopt_explicit._recipes import adamw as adamw
 from diffopt_explicit._recipes import sgd as sgd
 from diffopt_explicit._scale import Scale as Scale
 from diffopt_explicit._scale import ScaleByLearningRate as ScaleByLearningRate
-from diffopt_explicit._scale import ScaleState as ScaleState
 from diffopt_explicit._scale import scale as scale
 from diffopt_explicit._scale import scale_by_learning_rate as scale_by_learning_rate
 from diffopt_explicit._schedules import constant as constant
@@ -40,6 +45,8 @@ from diffopt_explicit._schedules import one_cycle as one_cycle
 from diffopt_explicit._schedules import piecewise_constant as piecewise_constant
 from diffopt_explicit._schedules import polynomial as polynomial
 from diffopt_explicit._schedules import warmup_cosine as warmup_cosine
+from diffopt_explicit._stepwise import StepState as StepState
+from diffopt_explicit._stepwise import Stepwise as Stepwise
 from diffopt_explicit._trace import Trace as Trace
 from diffopt_explicit._trace import TraceState as TraceState
 from diffopt_explicit._trace import trace as trace

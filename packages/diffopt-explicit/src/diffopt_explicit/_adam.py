@@ -10,6 +10,7 @@ from pytree_core import tree_flatten, tree_map, tree_unflatten
 
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range, is_zero
 from diffopt_explicit._scale import is_tree
+from diffopt_explicit._stepwise import required
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present, zeros_like
 
@@ -78,10 +79,8 @@ class Adam:
     ) -> tuple[Tree, AdamState]:
         """Take one Adam step."""
         decays = not is_zero(self.weight_decay)
-        if decays and params is None:
-            raise ValueError(
-                "Weight decay needs `params`: call `update(gradients, state, params)`."
-            )
+        if decays:
+            params = required(params, "Weight decay")
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         counts, *moments = (spec.flatten_up_to(tree) for tree in state[1:])
         present = [index for index, grad in enumerate(grads) if grad is not None]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
-from diffopt_explicit._scale import ScaleState
+from diffopt_explicit._stepwise import Stepwise, required
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present
 
 
 @dataclass(frozen=True)
-class AddDecayedWeights:
+class AddDecayedWeights(Stepwise):
     """Updates plus a multiple of the parameters.
 
     Attributes:
@@ -26,24 +25,15 @@ class AddDecayedWeights:
     def __post_init__(self) -> None:
         check_range("weight_decay", self.weight_decay, 0)
 
-    def init(self, params: Tree) -> ScaleState:
-        """Return the state before the first step."""
-        return ScaleState(0)
-
-    def update(
-        self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, ScaleState]:
+    def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Add the decayed weights."""
-        if params is None:
-            raise ValueError(
-                "`add_decayed_weights` needs `params`: call `update(g, state, params)`."
-            )
-        decay = at_step(self.weight_decay, state.step)
+        params = required(params, "`add_decayed_weights`")
+        decay = at_step(self.weight_decay, step)
 
         def add(update: Tensor, param: Tensor) -> Tensor:
             return update + decay * param
 
-        return map_present(add, updates, params), ScaleState(state.step + 1)
+        return map_present(add, updates, params)
 
 
 def add_decayed_weights(weight_decay: Hyperparameter) -> AddDecayedWeights:

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
+from diffopt_explicit._stepwise import Stepwise
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present
 
 
-class ScaleState(NamedTuple):
-    """What scaling remembers between steps."""
-
-    step: int  # updates made so far
-
-
 @dataclass(frozen=True)
-class Scale:
+class Scale(Stepwise):
     """Updates times a factor.
 
     Attributes:
@@ -31,20 +25,14 @@ class Scale:
     def __post_init__(self) -> None:
         check_range("factor", self.factor, -float("inf"))
 
-    def init(self, params: Tree) -> ScaleState:
-        """Return the state before the first step."""
-        return ScaleState(0)
-
-    def update(
-        self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, ScaleState]:
+    def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the factor."""
-        factor = at_step(self.factor, state.step)
-        return map_present(lambda u: factor * u, updates), ScaleState(state.step + 1)
+        factor = at_step(self.factor, step)
+        return map_present(lambda u: factor * u, updates)
 
 
 @dataclass(frozen=True)
-class ScaleByLearningRate:
+class ScaleByLearningRate(Stepwise):
     """Updates times the negative learning rate: from ascent directions to descent steps.
 
     Attributes:
@@ -58,19 +46,12 @@ class ScaleByLearningRate:
         if not is_tree(self.lr):
             check_range("lr", self.lr, 0)
 
-    def init(self, params: Tree) -> ScaleState:
-        """Return the state before the first step."""
-        return ScaleState(0)
-
-    def update(
-        self, updates: Tree, state: ScaleState, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, ScaleState]:
+    def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the negative learning rate."""
-        after = ScaleState(state.step + 1)
         if is_tree(self.lr):
-            return map_present(lambda u, lr: -lr * u, updates, self.lr), after
-        lr = at_step(self.lr, state.step)
-        return map_present(lambda u: -lr * u, updates), after
+            return map_present(lambda u, lr: -lr * u, updates, self.lr)
+        lr = at_step(self.lr, step)
+        return map_present(lambda u: -lr * u, updates)
 
 
 def is_tree(lr: Hyperparameter | Tree) -> bool:
@@ -86,7 +67,7 @@ def scale(factor: Hyperparameter) -> Scale:
         >>> from diffopt_explicit import scale
         >>> tx = scale(2.0)
         >>> tx.update([torch.ones(2)], tx.init(None))
-        ([tensor([2., 2.])], ScaleState(step=1))
+        ([tensor([2., 2.])], StepState(step=1))
     """
     return Scale(factor)
 
@@ -103,7 +84,7 @@ def scale_by_learning_rate(lr: Hyperparameter | Tree) -> ScaleByLearningRate:
         >>> from diffopt_explicit import scale_by_learning_rate
         >>> tx = scale_by_learning_rate(torch.tensor(0.1))
         >>> tx.update([torch.ones(2)], tx.init(None))
-        ([tensor([-0.1000, -0.1000])], ScaleState(step=1))
+        ([tensor([-0.1000, -0.1000])], StepState(step=1))
 
     Source: a rate for each weight is Meta-SGD: Li et al., *Meta-SGD: learning to learn
     quickly for few-shot learning*, 2017, eq. 3.

@@ -1,0 +1,39 @@
+"""What transforms have in common that remember nothing but the step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+from diffopt_explicit._transform import Tree
+
+
+class StepState(NamedTuple):
+    """How often a transform was used."""
+
+    step: int  # updates made so far
+
+
+class Stepwise(ABC):
+    """A transform whose updates depend on gradients, parameters and the step alone."""
+
+    def init(self, params: Tree) -> StepState:
+        """Return the state before the first step."""
+        return StepState(0)
+
+    def update(
+        self, updates: Tree, state: StepState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, StepState]:
+        """Return the transformed updates, and the state after this step."""
+        return self.at(state.step, updates, params), StepState(state.step + 1)
+
+    @abstractmethod
+    def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
+        """Return the transformed updates of this step, the first being 0."""
+
+
+def required(params: Tree | None, what: str) -> Tree:
+    """The parameters, without which a transform cannot do its work."""
+    if params is None:
+        raise ValueError(f"{what} needs `params`: call `update(gradients, state, params)`.")
+    return params
