@@ -114,7 +114,7 @@ def test_native_rules_are_those_that_python_names():
 )
 def test_native_functions_refuse_what_would_lead_out_of_bounds(function, place, wrong):
     rule = _cpu.rules["sgd"][0]
-    addresses = [0] * (3 if function == "forward" else 5)
+    addresses = [0] * (2 if function == "forward" else 3)
     arguments = [rule, 0, 1, 0, False, False, [0.1, 0.0, 0.0, 0.0], [0], [1], addresses, 1]
     getattr(_cpu, function)(*arguments)
     arguments[place] = wrong

@@ -53,6 +53,43 @@ def of_lr(lr):
     return scalar(G, lr)
 
 
+def of_case(case):
+    """Return two chained steps of a rule as a function of the gradient."""
+
+    def function(g):
+        def state(name):
+            return g * g + 0.01 if "sq" in name or "sum" in name else 0.1 * g
+
+        states = [[state(name)] for name in case.states]
+        (u,), *states = case.step([g], states, 2, {**case.numbers, "weight_decay": 0.1}, params=[g])
+        (w,), *_ = case.step([g + u], states, 3, case.numbers)
+        return (u * w).sum() + w.pow(3).sum() + sum(s[0].sin().sum() for s in states)
+
+    return function
+
+
+def test_transforms_of_every_rule_equal_autograd(case):
+    function, x, tangent = of_case(case), randoms(4), randoms(4, seed=1)
+    for order in (1, 2, 3):
+        expected = autograd(order, function, x)
+        actual = nested(order, function)(x)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+    gradient, hessian = autograd(1, function, x), torch.autograd.functional.hessian(function, x)
+    torch.testing.assert_close(torch.func.jvp(function, (x,), (tangent,))[1], gradient @ tangent)
+    torch.testing.assert_close(torch.func.hessian(function)(x), hessian)
+    torch.testing.assert_close(torch.func.jacrev(torch.func.jacrev(function))(x), hessian)
+    batch = randoms(3, 4)
+    actual = torch.func.vmap(torch.func.grad(function))(batch)
+    torch.testing.assert_close(actual, torch.stack([autograd(1, function, b) for b in batch]))
+
+
+def test_every_rule_compiles_as_a_whole_graph(case):
+    torch.compiler.reset()
+    function, x = of_case(case), randoms(4)
+    compiled = torch.compile(torch.func.grad(function), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), torch.func.grad(function)(x))
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize(("function", "x"), [(of_g, randoms(4)), (of_lr, LR)])
 def test_nested_grad_equals_autograd(order, function, x):

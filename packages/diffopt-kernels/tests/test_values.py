@@ -199,9 +199,10 @@ def test_outputs_lie_in_memory_like_the_gradient(case):
 def test_arguments_are_not_mutated(path, case, steps):
     x = make(case)
     copies = [t.clone() for t in x.all]
-    columns = case.step(x.g, x.states, steps, with_decay(case), params=x.p, maximize=True)
-    assert all(torch.equal(a, b) for a, b in zip(x.all, copies, strict=True))
-    assert not {id(t) for t in x.all} & {id(t) for t in flat(columns)}
+    for numbers, maximize in ((case.numbers, False), (with_decay(case), True)):
+        columns = case.step(x.g, x.states, steps, numbers, params=x.p, maximize=maximize)
+        assert all(torch.equal(a, b) for a, b in zip(x.all, copies, strict=True))
+        assert not {id(t) for t in x.all} & {id(t) for t in flat(columns)}
 
 
 @pytest.mark.parametrize("steps", [1, 2])

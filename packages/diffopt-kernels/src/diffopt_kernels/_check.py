@@ -30,10 +30,10 @@ def check(
     Raises what is wrong with the arguments. What is fusible is known to be right, and is not
     looked at a second time: that would be a good part of a small step.
     """
-    hyper = [
-        _check_number(name, value, below)
-        for (name, below), value in zip(rule.numbers.items(), numbers, strict=True)
-    ]
+    hyper: list[float | Tensor] = []
+    for (name, below), value in zip(rule.numbers.items(), numbers, strict=True):
+        right = type(value) is float and 0 <= value < below
+        hyper.append(value if right else _check_number(name, value, below))
     decay = _check_number("weight_decay", weight_decay, inf)
     hyper.append(decay)
     has_params = isinstance(decay, Tensor) or decay != 0
@@ -130,7 +130,8 @@ def _check_number(name: str, value: Any, below: float) -> float | Tensor:
             f"`{name}` must be a number or a 0-d floating-point tensor, got {type(value).__name__}."
         )
     number = float(value)
-    if not 0 <= number < below:  # negated so that a NaN is refused
+    # Negated so that a NaN is refused.
+    if not (0 <= number < below or number == below == inf):
         allowed = "at least 0" if below == inf else f"in [0, {below:g})"
         raise ValueError(f"`{name}` must be {allowed}, got {number:g}.")
     return number

@@ -1,7 +1,6 @@
 """Which path tensors take, and why; how the native part was built."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -36,11 +35,16 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         yield f"there are no kernels for {first}"
 
 
-def has_obstacle(tensors: Sequence[Any], numbers: Sequence[Any] = ()) -> bool:
+def has_obstacle(tensors: Sequence[Tensor], numbers: Sequence[Any]) -> bool:
     """Return whether the composed path must be taken; `numbers` may be of any dtype."""
-    if next(obstacles(tensors), None) is not None:
-        return True
-    return not _are_plain(x for x in numbers if isinstance(x, Tensor))
+    dtypes = {t.dtype for t in tensors}
+    return (
+        len(dtypes) != 1
+        or DTYPES.keys().isdisjoint(dtypes)
+        or not _are_plain(tensors)
+        or next(_ambient_obstacles(), None) is not None
+        or not _are_plain(x for x in numbers if isinstance(x, Tensor))
+    )
 
 
 def is_fusible(columns: Sequence[Any], numbers: Sequence[Any]) -> bool:
@@ -51,23 +55,14 @@ def is_fusible(columns: Sequence[Any], numbers: Sequence[Any]) -> bool:
     for column in columns:
         if not isinstance(column, (list, tuple)):
             return False
-    first = columns[0]
+    tensors = [t for column in columns for t in column]
     try:
-        if not first or not _are_plain(chain.from_iterable(columns)):
+        if has_obstacle(tensors, numbers):
             return False
-        shapes = [t.shape for t in first]
-        for column in columns[1:]:
-            if [t.shape for t in column] != shapes:
-                return False
-        dtypes = {t.dtype for column in columns for t in column}
-    except TypeError:
+    except (AttributeError, TypeError):  # not all are tensors
         return False
-    return (
-        len(dtypes) == 1
-        and not DTYPES.keys().isdisjoint(dtypes)
-        and next(_ambient_obstacles(), None) is None
-        and _are_plain(x for x in numbers if isinstance(x, Tensor))
-    )
+    shapes = [t.shape for t in columns[0]]
+    return all([t.shape for t in column] == shapes for column in columns[1:])
 
 
 def _are_plain(tensors: Iterable[Any]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffopt_kernels import _composed, _cpu
 from diffopt_kernels._explain import DTYPES, has_obstacle
-from diffopt_kernels._rule import Call, Rule, split
+from diffopt_kernels._rule import Call, Rule
 
 # NOTE [addresses and Dynamo]
 # Traced code drops a tensor once its address is taken, and the kernel would then write into
@@ -21,16 +21,15 @@ from diffopt_kernels._rule import Call, Rule, split
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` as ``torch.compiler.disable`` would, importing Dynamo only if in use."""
-
-    @functools.cache
-    def disabled() -> Callable[..., Any]:
-        return torch.compiler.disable(function)
+    disabled: list[Callable[..., Any]] = []
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        if "torch._dynamo" in sys.modules:  # its import takes more than a second
-            return disabled()(*args)
-        return function(*args)
+        if "torch._dynamo" not in sys.modules:  # its import takes more than a second
+            return function(*args)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args)
 
     return call
 
@@ -45,16 +44,16 @@ def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
 @untraced
 def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
     """Write the new parameters and states over the old ones, if their layouts allow it."""
-    _, (grads, *states) = split(call, inputs)
-    columns, likes = _in_one_order([params, grads, *states[: call.depth]])
-    p, g, *s = columns
-    for old, new in zip([params, *states], [p, *s], strict=False):
-        if any(a is not b for a, b in zip(old, new, strict=True)):
-            return False
-    _cpu.forward(*_request(call, inputs, likes, True, g, *s, p, p, *s))
+    count, width = len(params), call.width
+    states = inputs[width + count : width + (1 + call.depth) * count]
+    given = (*params, *inputs[width : width + count], *states)
+    arrays, likes = _in_one_order(given, count)
+    p, g, s = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
+    if any(a is not b for a, b in zip((*p, *s), (*params, *states), strict=True)):
+        return False
+    _cpu.forward(*_request(call, inputs, likes, True, [*g, *s, *p, *p, *s]))
     # Autograd must learn of writes that it did not see. (An inference tensor counts none.)
-    written = [t for column in (p, *s) for t in column if not t.is_inference()]
-    torch.autograd.graph.increment_version(written)
+    torch.autograd.graph.increment_version([t for t in (*p, *s) if not t.is_inference()])
     return True
 
 
@@ -68,31 +67,22 @@ class _FusedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *inputs: Any) -> tuple[Tensor, ...]:
+        width, count = call.width, len(call.steps)
         outputs = _forward(call, inputs)
-        width = call.width
         ctx.call = call
-        ctx.sizes = [x.numel() for x in inputs[width:]]
+        ctx.sizes = [x.numel() for x in inputs[width : width + count]]
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs[:width]]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
-        constant = _constant(call, ctx.needs_input_grad[1:])
+        first = tuple(step == 1 for step in call.steps) if 1 in call.steps else (False,) * count
+        constant = _constant(call.rule, call.variant, call.decay, first, ctx.needs_input_grad[1:])
         if constant:
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        saved = iter(ctx.saved_tensors)
-        numbers = [next(saved) if x is None else x for x in ctx.numbers]
-        tensors, needed = tuple(saved), ctx.needs_input_grad[1:]
-        # Hooks on saved tensors and on gradients may have put anything in their places.
-        if [x.numel() for x in tensors] != ctx.sizes:
-            raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
-        given = (*tensors, *(c for c in cotangents if c is not None))
-        inputs = (*numbers, *tensors)
-        if torch.is_grad_enabled() or has_obstacle(given, numbers):
-            return (None, *_composed_vjp(ctx.call, inputs, cotangents, needed))
-        return (None, *_vjp(ctx.call, inputs, cotangents, needed))
+        return (None, *_backward(ctx, cotangents))
 
 
 # torch.autograd.Function.apply without what it does for function transforms, of which none is
@@ -102,17 +92,33 @@ _apply: Any = super(torch.autograd.Function, _FusedStep).apply  # type: ignore[m
 
 @untraced
 def _forward(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
-    _, columns = split(call, inputs)
-    columns, likes = _in_one_order(columns)
+    arrays, likes = _in_one_order(inputs[call.width :], len(call.steps))
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
-    outputs = [list(map(torch.empty_like, likes)) for _ in range(1 + call.depth)]
-    no_params = [] if call.decay else [[None] * len(likes)]
-    _cpu.forward(*_request(call, inputs, likes, False, *columns, *no_params, *outputs))
-    return [t for column in outputs for t in column]
+    outputs = list(map(torch.empty_like, likes * (1 + call.depth)))
+    _cpu.forward(*_request(call, inputs, likes, False, [*arrays, *outputs]))
+    return outputs
 
 
 @untraced
+def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+    numbers = list(ctx.numbers)
+    tensors = saved[numbers.count(None) :]
+    if len(tensors) != len(saved):
+        first = iter(saved)
+        numbers = [next(first) if x is None else x for x in numbers]
+    # Hooks on saved tensors and on gradients may have put anything in their places.
+    sizes = ctx.sizes
+    if [x.numel() for x in tensors] != sizes * (len(tensors) // len(sizes)):
+        raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
+    inputs = (*numbers, *tensors)
+    given = [*tensors, *[c for c in cotangents if c is not None]]
+    if torch.is_grad_enabled() or has_obstacle(given, numbers):
+        return _composed_vjp(ctx.call, inputs, cotangents, needed)
+    return _vjp(ctx.call, inputs, cotangents, needed)
+
+
 def _vjp(
     call: Call,
     inputs: tuple[Any, ...],
@@ -120,33 +126,28 @@ def _vjp(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     count, width = len(call.steps), call.width
-    of_inputs = split(call, inputs)[1]
-    of_outputs = [cotangents[k : k + count] for k in range(0, len(cotangents), count)]
-    rows = [i for i in range(count) if any(column[i] is not None for column in of_outputs)]
-    columns, likes = _in_one_order(
-        [[column[i] for i in rows] for column in (*of_inputs, *of_outputs)]
-    )
-    wanted = [[at + i for i in rows] for at in range(width, len(inputs), count)]
+    arrays: Sequence[Any] = (*inputs[width:], *cotangents)
+    places: Sequence[int] = range(width, len(inputs))  # of the outputs among the inputs
+    if any(c is None for c in cotangents):
+        rows = [i for i in range(count) if any(c is not None for c in cotangents[i::count])]
+        arrays = [arrays[k + i] for k in range(0, len(arrays), count) for i in rows]
+        places = [k + i for k in range(width, len(inputs), count) for i in rows]
+        call = call._replace(steps=tuple(call.steps[i] for i in rows))
+        count = len(rows)
+    arrays, likes = _in_one_order(arrays, count)
     outputs = [
-        [torch.empty_like(t) if needed[at] else None for t, at in zip(likes, column, strict=True)]
-        for column in wanted
+        torch.empty_like(likes[i % count]) if needed[k] else None for i, k in enumerate(places)
     ]
-    arrays: list[list[Any]] = [*columns, *outputs]
-    if not call.decay:
-        nothing = [None] * len(rows)
-        arrays = [*columns[: len(of_inputs)], nothing, *columns[len(of_inputs) :]]
-        arrays += [*outputs, nothing]
-    want_hyper = any(needed[:width])
-    call = call._replace(steps=tuple(call.steps[i] for i in rows))
-    sums = _cpu.vjp(*_request(call, inputs, likes, want_hyper, *arrays))
+    of_numbers = needed[:width]
+    sums = _cpu.vjp(*_request(call, inputs, likes, any(of_numbers), [*arrays, *outputs]))
 
-    found: list[Tensor | None] = [None] * len(inputs)
-    for k in range(width):
-        if needed[k]:
-            found[k] = torch.tensor(sums[k], dtype=inputs[k].dtype, device=inputs[k].device)
-    for column, places in zip(outputs, wanted, strict=True):
-        for tensor, at in zip(column, places, strict=True):
-            found[at] = tensor
+    found: list[Tensor | None] = [
+        torch.tensor(total, dtype=x.dtype, device=x.device) if need else None
+        for total, x, need in zip(sums, inputs, of_numbers, strict=False)
+    ]
+    found += [None] * (len(inputs) - width)
+    for k, output in zip(places, outputs, strict=True):
+        found[k] = output
     return found
 
 
@@ -181,13 +182,16 @@ def _composed_vjp(
     return [next(found) if need else None for need in needed]
 
 
-def _constant(call: Call, needed: tuple[bool, ...]) -> list[int]:
+@functools.lru_cache
+def _constant(
+    rule: Rule, variant: int, decay: int, first: tuple[bool, ...], needed: tuple[bool, ...]
+) -> list[int]:
     """Return the places of outputs that no input that requires grad enters."""
-    width, count = call.width, len(call.steps)
-    rows = zip(*(needed[k : k + count] for k in range(width, len(needed), count)), strict=True)
+    width, count = len(rule.numbers) + 1, len(first)
+    columns = [needed[k : k + count] for k in range(width, len(needed), count)]
     constant = []
-    for i, (row, step) in enumerate(zip(rows, call.steps, strict=True)):
-        kind = (call.rule, call.variant, call.decay, step == 1, needed[:width], row)
+    for i, (is_first, *row) in enumerate(zip(first, *columns, strict=True)):
+        kind = (rule, variant, decay, is_first, needed[:width], tuple(row))
         constant += [k * count + i for k in _constant_of_one(*kind)]
     return constant
 
@@ -210,27 +214,27 @@ def _constant_of_one(
         return [k for k, t in enumerate(_composed.step(call, inputs)) if not t.requires_grad]
 
 
-def _in_one_order(columns: list[list[Any]]) -> tuple[list[list[Any]], list[Tensor]]:
-    """Return these tensors such that those of a row lie alike in memory, dense.
+def _in_one_order(arrays: Sequence[Any], count: int) -> tuple[Sequence[Any], list[Tensor]]:
+    """Return these columns of `count` tensors such that those of a row lie alike in memory, dense.
 
     That is also how the outputs are to lie: like the second returned list, as the first column
     does wherever it is dense. A tensor that lies otherwise is copied.
     """
-    if all(t is None or t.is_contiguous() for column in columns for t in column):
-        return columns, columns[0]
-    copied, likes = [list(column) for column in columns], []
-    for i, first in enumerate(columns[0]):
-        like = torch.empty_like(first)
-        likes.append(like)
-        for column in copied:
-            t = column[i]
-            if t is not None and t.stride() != like.stride():
-                column[i] = torch.empty_like(like).copy_(t)
+    for t in arrays:
+        if t is not None and not t.is_contiguous():
+            break
+    else:
+        return arrays, list(arrays[:count])
+    copied, likes = list(arrays), [torch.empty_like(t) for t in arrays[:count]]
+    for k, t in enumerate(arrays):
+        like = likes[k % count]
+        if t is not None and t.stride() != like.stride():
+            copied[k] = torch.empty_like(like).copy_(t)
     return copied, likes
 
 
 def _request(
-    call: Call, inputs: tuple[Any, ...], likes: list[Tensor], flag: bool, *arrays: list[Any]
+    call: Call, inputs: tuple[Any, ...], likes: list[Tensor], flag: bool, arrays: list[Any]
 ) -> tuple[Any, ...]:
     """Return the arguments of a native function; the caller holds the arrays' tensors."""
     width = call.width
@@ -244,6 +248,6 @@ def _request(
         [float(x) for x in inputs[:width]],
         [t.numel() for t in likes],
         call.steps,
-        [0 if t is None else t.data_ptr() for column in arrays for t in column],
+        [0 if t is None else t.data_ptr() for t in arrays],
         torch.get_num_threads(),
     )

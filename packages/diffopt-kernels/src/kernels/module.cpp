@@ -81,12 +81,13 @@ void forward(int rule, int variant, int dtype, int decay, bool maximize, bool in
     Request request(rule, variant, dtype, decay, maximize, hyper, sizes, steps);
     auto &[call, tensors, states] = request;
     call.in_place = in_place;
-    Columns columns(addresses, sizes.size(), 3 + 2 * static_cast<std::size_t>(states));
+    const bool has_p = call.decay != diffopt::Decay::none || in_place;
+    Columns columns(addresses, sizes.size(), 2 + 2 * static_cast<std::size_t>(states) + has_p);
     using diffopt::Tensor;
     columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
     for (int k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
-    columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
     columns.give(tensors, [](Tensor &t) -> auto & { return t.out_update; });
     for (int k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
@@ -100,19 +101,20 @@ std::vector<double> vjp(int rule, int variant, int dtype, int decay, bool maximi
     Request request(rule, variant, dtype, decay, maximize, hyper, sizes, steps);
     auto &[call, tensors, states] = request;
     call.want_hyper = want_hyper;
-    Columns columns(addresses, sizes.size(), 5 + 3 * static_cast<std::size_t>(states));
+    const bool has_p = call.decay != diffopt::Decay::none;
+    Columns columns(addresses, sizes.size(), 3 + 3 * static_cast<std::size_t>(states) + 2 * has_p);
     using diffopt::Tensor;
     columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
     for (int k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
-    columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
     columns.give(tensors, [](Tensor &t) -> auto & { return t.d_update; });
     for (int k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.d_states[k]; });
     columns.give(tensors, [](Tensor &t) -> auto & { return t.out_g; });
     for (int k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
-    columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
+    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
     Hyper sums;
     {
         const py::gil_scoped_release unlocked;
