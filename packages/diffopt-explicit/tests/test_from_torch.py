@@ -10,12 +10,8 @@ def lift(kind, module=None, **flags):
 
 
 def test_an_unsupported_flag_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"`amsgrad=True` of torch\.optim\.Adam is not supported"):
-        lift(torch.optim.Adam, amsgrad=True)
-
-
-def test_adam_with_the_decay_of_adamw_is_refused_by_name():
-    with pytest.raises(ValueError, match="decoupled_weight_decay"):
+    message = r"`decoupled_weight_decay=True` of torch\.optim\.Adam is not supported"
+    with pytest.raises(ValueError, match=message):
         lift(torch.optim.Adam, decoupled_weight_decay=True)
 
 
@@ -24,8 +20,8 @@ def test_flags_of_implementation_are_ignored():
 
 
 def test_another_optimizer_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"counterpart of torch.optim.rprop.Rprop"):
-        lift(torch.optim.Rprop)
+    with pytest.raises(TypeError, match=r"counterpart of torch.optim.asgd.ASGD"):
+        lift(torch.optim.ASGD)
 
 
 def test_an_optimizer_with_state_is_refused():

@@ -20,6 +20,20 @@ GRID = [
     (torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.05, "maximize": True}),
     (torch.optim.AdamW, {"lr": 0.1}),
     (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.3, "maximize": True}),
+    (torch.optim.Adam, {"lr": 0.1, "amsgrad": True, "betas": (0.5, 0.5)}),
+    (torch.optim.AdamW, {"lr": 0.1, "amsgrad": True, "betas": (0.5, 0.5), "weight_decay": 0.1}),
+    (torch.optim.Adamax, {"lr": 0.1, "betas": (0.5, 0.5), "weight_decay": 0.05}),
+    (torch.optim.Adamax, {"lr": 0.1, "maximize": True}),
+    (torch.optim.NAdam, {"lr": 0.1, "weight_decay": 0.05, "momentum_decay": 0.1}),
+    (torch.optim.NAdam, {"lr": 0.1, "weight_decay": 0.05, "decoupled_weight_decay": True}),
+    (torch.optim.RAdam, {"lr": 0.1, "weight_decay": 0.05, "betas": (0.5, 0.5)}),
+    (torch.optim.RAdam, {"lr": 0.1, "betas": (0.5, 0.9), "decoupled_weight_decay": True}),
+    (torch.optim.RMSprop, {"lr": 0.1, "weight_decay": 0.05}),
+    (torch.optim.RMSprop, {"lr": 0.1, "alpha": 0.5, "momentum": 0.9, "centered": True}),
+    (torch.optim.Adagrad, {"lr": 0.1, "weight_decay": 0.05, "lr_decay": 0.1}),
+    (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1, "maximize": True}),
+    (torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "weight_decay": 0.05}),
+    (torch.optim.Rprop, {"lr": 0.1, "etas": (0.4, 1.3), "step_sizes": (0.05, 0.12)}),
 ]
 
 
@@ -58,6 +72,14 @@ MODELS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def double_precision():
+    """Also for the numbers that torch.optim keeps in the default dtype (a product in NAdam)."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def build(model: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     return MODELS[model]().double(), torch.randn(3, 5, 4, dtype=torch.float64)
@@ -83,7 +105,7 @@ def optimizer_of(kind, flags, module, groups):
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("kind", "flags"), GRID)
-def test_three_steps_equal_those_of_torch_optim(kind, flags, model, groups):
+def test_steps_equal_those_of_torch_optim(kind, flags, model, groups):
     module, xs = build(model)
     theirs = copy.deepcopy(module)
     reference = optimizer_of(kind, flags, theirs, groups)
@@ -100,7 +122,18 @@ def test_three_steps_equal_those_of_torch_optim(kind, flags, model, groups):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("kind", "flags"), [GRID[3], GRID[4], GRID[7], GRID[10]])
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        *(GRID[index] for index in (3, 4, 7, 10)),
+        (torch.optim.Adam, {"lr": 0.05, "amsgrad": True, "betas": (0.5, 0.5), "eps": 1e-2}),
+        (torch.optim.NAdam, {"lr": 0.05, "eps": 1e-2}),
+        (torch.optim.RAdam, {"lr": 0.05, "betas": (0.5, 0.5), "eps": 1e-2}),
+        (torch.optim.RMSprop, {"lr": 0.05, "eps": 1e-1, "centered": True, "momentum": 0.5}),
+        (torch.optim.Adagrad, {"lr": 0.05, "eps": 1e-2}),
+        (torch.optim.Adadelta, {"lr": 0.5, "eps": 1e-2}),
+    ],
+)
 def test_meta_gradient_equals_central_differences_of_torch_optim(kind, flags, model):
     module, xs = build(model)
     torch.manual_seed(1)

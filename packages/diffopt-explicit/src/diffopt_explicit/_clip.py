@@ -9,6 +9,7 @@ import torch
 from pytree_core import tree_leaves
 from torch import Tensor
 
+from diffopt_explicit._elementwise import safe_sqrt
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
 from diffopt_explicit._stepwise import Stepwise, required
 from diffopt_explicit._transform import Tree
@@ -50,8 +51,8 @@ class ClipByGlobalNorm(Stepwise):
         present = tree_leaves(updates)
         if not present:
             return updates
-        squares = sum(_sum_of_squares(update, present[0].device) for update in present)
-        factor = _shrink(squares, max_norm)
+        squares = [_sum_of_squares(update, present[0].device) for update in present]
+        factor = _shrink(torch.stack(squares).sum(), max_norm)
         return map_present(lambda u: u * factor.to(u.dtype).to(u.device), updates)
 
 
@@ -72,7 +73,7 @@ class AdaptiveClip(Stepwise):
         clipping, eps = at_step(self.clipping, step), at_step(self.eps, step)
 
         def clip_one(update: Tensor, param: Tensor) -> Tensor:
-            size = _norm_from_squares(_units(param)) if param.numel() else param
+            size = safe_sqrt(_units(param))
             floor = torch.as_tensor(eps, dtype=size.dtype, device=size.device)
             return update * _shrink(_units(update), clipping * torch.maximum(size, floor))
 
@@ -154,12 +155,6 @@ def _units(tensor: Tensor) -> Tensor:
     if tensor.dim() <= 1:
         return tensor.square()
     return tensor.square().sum(tuple(range(1, tensor.dim())), keepdim=True)
-
-
-def _norm_from_squares(squares: Tensor) -> Tensor:
-    """The root of a sum of squares, with derivative 0 at 0, where every direction is alike."""
-    zero = squares == 0
-    return torch.where(zero, 0.0, torch.where(zero, 1.0, squares).sqrt())
 
 
 def _shrink(squares: Tensor, bound: Any) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from diffopt_explicit._elementwise import safe_sqrt
 from diffopt_explicit._hyperparameter import Scalar
 
 
@@ -64,20 +65,7 @@ def _adam(
         g = g + weight_decay * p
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g * g
-    direction = m / (1 - beta1**t) / (_sqrt(v / (1 - beta2**t) + eps_root) + eps)
+    direction = m / (1 - beta1**t) / (safe_sqrt(v / (1 - beta2**t) + eps_root) + eps)
     if decays and decoupled:
         direction = direction + weight_decay * p
     return -lr * direction, m, v
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0.
-
-    NOTE [the derivative of Adam at a zero gradient]
-    A second moment is exactly 0 only where every gradient so far was 0. There the update
-    ``-lr * g / (|g| + eps)`` of a first step has the derivative ``-lr / eps``, all of it by
-    way of the first moment: what the second moment contributes vanishes with ``g``. By the
-    chain rule it would be 0 * inf; a slope of 0 gives the limit.
-    """
-    zero = x == 0
-    return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from diffopt_explicit._partition import freeze, partition
-from diffopt_explicit._recipes import adam, adamw, sgd
+from diffopt_explicit._recipes import (
+    adadelta,
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    amsgrad,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+)
 from diffopt_explicit._transform import Transform
 
-_RECIPES: dict[type[torch.optim.Optimizer], Callable[..., Transform]] = {
-    torch.optim.SGD: sgd,
-    torch.optim.Adam: adam,
-    torch.optim.AdamW: adamw,
+_Kind: TypeAlias = type[torch.optim.Optimizer]
+_ADAM = {"lr", "betas", "eps", "weight_decay", "maximize"}
+_DECOUPLED = {"decoupled_weight_decay"}
+
+_RECIPES: dict[_Kind, tuple[Callable[..., Transform], set[str]]] = {
+    torch.optim.SGD: (
+        sgd,
+        {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"},
+    ),
+    torch.optim.Adam: (adam, _ADAM),
+    torch.optim.AdamW: (adamw, _ADAM),
+    torch.optim.Adamax: (adamax, _ADAM),
+    torch.optim.NAdam: (nadam, _ADAM | _DECOUPLED | {"momentum_decay"}),
+    torch.optim.RAdam: (radam, _ADAM | _DECOUPLED),
+    torch.optim.RMSprop: (
+        rmsprop,
+        {"lr", "alpha", "eps", "weight_decay", "momentum", "centered", "maximize"},
+    ),
+    torch.optim.Adagrad: (
+        adagrad,
+        {"lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps", "maximize"},
+    ),
+    torch.optim.Adadelta: (adadelta, {"lr", "rho", "eps", "weight_decay", "maximize"}),
+    torch.optim.Rprop: (rprop, {"lr", "etas", "step_sizes", "maximize"}),
 }
-_HYPERPARAMETERS: dict[type[torch.optim.Optimizer], set[str]] = {
-    torch.optim.SGD: {"lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"},
-    torch.optim.Adam: {"lr", "betas", "eps", "weight_decay", "maximize"},
-    torch.optim.AdamW: {"lr", "betas", "eps", "weight_decay", "maximize"},
-}
-_IMPLIED: dict[type[torch.optim.Optimizer], set[str]] = {
-    torch.optim.AdamW: {"decoupled_weight_decay"},
-}
+_WITH_AMSGRAD = {torch.optim.Adam, torch.optim.AdamW}
 _WITHOUT_EFFECT = {"params", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 
 
@@ -32,8 +57,8 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
     """Return the transform that does what a new `torch.optim` optimizer is set up to do.
 
     Args:
-        optimizer: A ``torch.optim.SGD``, ``Adam`` or ``AdamW``, with any parameter groups,
-            that has not made a step yet.
+        optimizer: One of ``torch.optim`` (SGD, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop,
+            Adagrad, Adadelta, Rprop) with any parameter groups, that has not made a step yet.
         params: The parameters by name. Those that are in no group are left as they are.
 
     Raises:
@@ -55,7 +80,8 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
             f"There is no differentiable counterpart of {kind.__module__}.{kind.__qualname__}; "
             f"there are those of {[known.__name__ for known in _RECIPES]}."
         )
-    if optimizer.state:
+    # Adagrad has its state from the beginning; other states without a count are of steps made.
+    if any(state.get("step", 1) for state in optimizer.state.values()):
         raise ValueError(
             "The optimizer has made steps already, and its state (momentum, moments) would be "
             "lost. Give a new optimizer, or a transform together with its state."
@@ -64,7 +90,7 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
     labels: dict[str, Hashable] = dict.fromkeys(params, "frozen")
     transforms: dict[Hashable, Transform] = {"frozen": freeze()}
     for index, group in enumerate(optimizer.param_groups):
-        transforms[index] = _RECIPES[kind](**_settings(kind, group))
+        transforms[index] = _transform(kind, group)
         for position, param in enumerate(group["params"]):
             if id(param) not in names:
                 raise ValueError(
@@ -75,10 +101,13 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
     return partition(transforms, labels)
 
 
-def _settings(kind: type[torch.optim.Optimizer], group: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of a parameter group; refuses a flag that would be lost."""
-    known = _HYPERPARAMETERS[kind]
+def _transform(kind: _Kind, group: dict[str, Any]) -> Transform:
+    """The transform of a parameter group; refuses a flag that would be lost."""
+    recipe, known = _RECIPES[kind]
+    if kind in _WITH_AMSGRAD and group["amsgrad"]:
+        recipe, known = amsgrad, _ADAM | _DECOUPLED
+    implied = {"amsgrad": recipe is amsgrad, "decoupled_weight_decay": kind is torch.optim.AdamW}
     for flag, value in group.items():
-        if value and flag not in known | _WITHOUT_EFFECT | _IMPLIED.get(kind, set()):
+        if value and flag not in known | _WITHOUT_EFFECT and not implied.get(flag):
             raise ValueError(f"`{flag}={value!r}` of torch.optim.{kind.__name__} is not supported.")
-    return {name: group[name] for name in known}
+    return recipe(**{name: group[name] for name in known})

@@ -6,9 +6,17 @@ from diffopt_explicit._adam import Adam
 from diffopt_explicit._chain import Chain, chain
 from diffopt_explicit._decay import add_decayed_weights
 from diffopt_explicit._hyperparameter import Hyperparameter, is_zero
+from diffopt_explicit._moments import (
+    scale_by_adamax,
+    scale_by_amsgrad,
+    scale_by_nadam,
+    scale_by_radam,
+)
 from diffopt_explicit._scale import scale, scale_by_learning_rate
+from diffopt_explicit._signs import scale_by_lion, scale_by_rprop
+from diffopt_explicit._squares import scale_by_adadelta, scale_by_adagrad, scale_by_rms
 from diffopt_explicit._trace import trace
-from diffopt_explicit._transform import Tree
+from diffopt_explicit._transform import Transform, Tree
 
 
 def sgd(
@@ -52,11 +60,7 @@ def sgd(
     Source: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, ICML 2013.
     """
-    parts = []
-    if maximize:
-        parts.append(scale(-1.0))
-    if not is_zero(weight_decay):
-        parts.append(add_decayed_weights(weight_decay))
+    parts = _before(weight_decay, maximize)
     if nesterov or not is_zero(momentum):
         parts.append(trace(momentum, dampening, nesterov))
     return chain(*parts, scale_by_learning_rate(lr))
@@ -125,3 +129,235 @@ def adamw(
     Source: Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
     return Adam(lr, betas, eps, weight_decay, True, eps_root, maximize)
+
+
+def rmsprop(
+    lr: Hyperparameter | Tree = 1e-2,
+    alpha: Hyperparameter = 0.99,
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    momentum: Hyperparameter = 0.0,
+    centered: bool = False,
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """RMSProp, as ``torch.optim.RMSprop``: `scale_by_rms` and, if asked for, `trace`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import rmsprop
+        >>> rmsprop(lr=0.1).transforms
+        (ScaleByRMS(alpha=0.99, eps=1e-08, centered=False), ScaleByLearningRate(lr=0.1))
+
+    Source: Tieleman & Hinton, *Lecture 6.5: RMSProp*, 2012.
+    """
+    parts = [*_before(weight_decay, maximize), scale_by_rms(alpha, eps, centered=centered)]
+    if not is_zero(momentum):
+        parts.append(trace(momentum))
+    return chain(*parts, scale_by_learning_rate(lr))
+
+
+def adagrad(
+    lr: Hyperparameter | Tree = 1e-2,
+    lr_decay: Hyperparameter = 0.0,
+    weight_decay: Hyperparameter = 0.0,
+    initial_accumulator_value: float = 0.0,
+    eps: Hyperparameter = 1e-10,
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """Adagrad, as ``torch.optim.Adagrad``: `scale_by_adagrad`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import adagrad
+        >>> adagrad(lr=0.1).transforms[-1]
+        ScaleByLearningRate(lr=0.1)
+
+    Source: Duchi, Hazan & Singer, *Adaptive subgradient methods*, JMLR 12, 2011.
+    """
+    rule = scale_by_adagrad(lr_decay, initial_accumulator_value, eps)
+    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
+
+
+def adadelta(
+    lr: Hyperparameter | Tree = 1.0,
+    rho: Hyperparameter = 0.9,
+    eps: Hyperparameter = 1e-6,
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """Adadelta, as ``torch.optim.Adadelta``: `scale_by_adadelta`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import adadelta
+        >>> adadelta().transforms
+        (ScaleByAdadelta(rho=0.9, eps=1e-06), ScaleByLearningRate(lr=1.0))
+
+    Source: Zeiler, *ADADELTA: an adaptive learning rate method*, 2012.
+    """
+    rule = scale_by_adadelta(rho, eps)
+    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
+
+
+def amsgrad(
+    lr: Hyperparameter | Tree = 1e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> Chain:
+    """Adam, or AdamW if decoupled, with ``amsgrad=True``: `scale_by_amsgrad`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import amsgrad
+        >>> amsgrad().transforms[0]
+        ScaleByAMSGrad(betas=(0.9, 0.999), eps=1e-08)
+
+    Source: Reddi, Kale & Kumar, *On the convergence of Adam and beyond*, ICLR 2018.
+    """
+    rule = scale_by_amsgrad(betas, eps)
+    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+
+
+def adamax(
+    lr: Hyperparameter | Tree = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """Adamax, as ``torch.optim.Adamax``: `scale_by_adamax`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import adamax
+        >>> adamax().transforms[0]
+        ScaleByAdamax(betas=(0.9, 0.999), eps=1e-08)
+
+    Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 2.
+    """
+    return _with_decay(scale_by_adamax(betas, eps), lr, weight_decay, False, maximize)
+
+
+def nadam(
+    lr: Hyperparameter | Tree = 2e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    momentum_decay: Hyperparameter = 4e-3,
+    *,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> Chain:
+    """NAdam, as ``torch.optim.NAdam``: `scale_by_nadam`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import nadam
+        >>> nadam().transforms[0]
+        ScaleByNAdam(betas=(0.9, 0.999), eps=1e-08, momentum_decay=0.004)
+
+    Source: Dozat, *Incorporating Nesterov momentum into Adam*, ICLR workshop 2016.
+    """
+    rule = scale_by_nadam(betas, eps, momentum_decay)
+    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+
+
+def radam(
+    lr: Hyperparameter | Tree = 1e-3,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
+    eps: Hyperparameter = 1e-8,
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+) -> Chain:
+    """RAdam, as ``torch.optim.RAdam``: `scale_by_radam`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import radam
+        >>> radam().transforms[0]
+        ScaleByRAdam(betas=(0.9, 0.999), eps=1e-08)
+
+    Source: Liu et al., *On the variance of the adaptive learning rate and beyond*, ICLR 2020.
+    """
+    rule = scale_by_radam(betas, eps)
+    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+
+
+def rprop(
+    lr: Hyperparameter = 1e-2,
+    etas: tuple[Hyperparameter, Hyperparameter] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0),
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """Rprop, as ``torch.optim.Rprop``: `scale_by_rprop`.
+
+    Example:
+        >>> from diffopt_explicit import rprop
+        >>> rprop().transforms[0]
+        ScaleByRprop(lr=0.01, etas=(0.5, 1.2), step_sizes=(1e-06, 50.0))
+
+    Source: Riedmiller & Braun, *A direct adaptive method for faster backpropagation
+    learning*, ICNN 1993.
+    """
+    return chain(*_before(0.0, maximize), scale_by_rprop(lr, etas, step_sizes), scale(-1.0))
+
+
+def lion(
+    lr: Hyperparameter | Tree = 1e-4,
+    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
+    weight_decay: Hyperparameter = 0.0,
+    *,
+    maximize: bool = False,
+) -> Chain:
+    """Lion, with decoupled weight decay: `scale_by_lion`.
+
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+
+    Example:
+        >>> from diffopt_explicit import lion
+        >>> lion().transforms
+        (ScaleByLion(betas=(0.9, 0.99)), ScaleByLearningRate(lr=0.0001))
+
+    Source: Chen et al., *Symbolic discovery of optimization algorithms*, NeurIPS 2023,
+    algorithm 2.
+    """
+    return _with_decay(scale_by_lion(betas), lr, weight_decay, True, maximize)
+
+
+def _before(weight_decay: Hyperparameter, maximize: bool) -> list[Transform]:
+    """What comes before an optimizer's own rule."""
+    parts: list[Transform] = [scale(-1.0)] if maximize else []
+    return parts if is_zero(weight_decay) else [*parts, add_decayed_weights(weight_decay)]
+
+
+def _with_decay(
+    rule: Transform,
+    lr: Hyperparameter | Tree,
+    weight_decay: Hyperparameter,
+    decoupled: bool,
+    maximize: bool,
+) -> Chain:
+    """A rule with weight decay before it, or after it if decoupled."""
+    if decoupled:
+        return chain(
+            *_before(0.0, maximize), rule, *_before(weight_decay, False), scale_by_learning_rate(lr)
+        )
+    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
