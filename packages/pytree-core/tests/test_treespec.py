@@ -34,7 +34,7 @@ def test_the_structure_does_not_depend_on_the_leaves(tree):
 
     assert spec == other
     assert hash(spec) == hash(other)
-    assert spec is not other
+    assert (spec is other) == spec.is_leaf()
 
 
 def test_the_order_of_insertion_is_no_part_of_equality():

@@ -16,18 +16,16 @@ void set_namespace(PyObject *value, Options &options) {
 
 }  // namespace
 
-void Arguments::check_count(Py_ssize_t least, Py_ssize_t most) const {
+void Arguments::refuse_count(Py_ssize_t least, Py_ssize_t most) const {
     if (positional < least) {
         raise(PyExc_TypeError, "%s() needs %zd positional arguments, got %zd", function, least,
               positional);
     }
-    if (positional > most) {
-        raise(PyExc_TypeError, "%s() takes at most %zd positional arguments, got %zd", function,
-              most, positional);
-    }
+    raise(PyExc_TypeError, "%s() takes at most %zd positional arguments, got %zd", function, most,
+          positional);
 }
 
-Options Arguments::options(Py_ssize_t position) const {
+Options Arguments::read_options(Py_ssize_t position) const {
     Options options;
     bool placed = position < positional;
     if (placed) set_is_leaf(values[position], options);

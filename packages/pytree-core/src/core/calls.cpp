@@ -18,10 +18,10 @@ PyObject *tree_flatten(PyObject *, Values values, Py_ssize_t count, PyObject *na
         Arguments arguments{"tree_flatten", values, count, names};
         arguments.check_count(1, 2);
         Flattener flattener(arguments.options(1));
+        if (flattener.is_plain_leaf(values[0])) return pair_of(list_of(values, 1), leaf_treespec());
         flattener.run(values[0], true);
         nb::object leaves = take_list(flattener.leaves());
-        nb::object treespec = make_treespec(flattener.nodes());
-        return owned(PyTuple_Pack(2, leaves.ptr(), treespec.ptr()));
+        return pair_of(std::move(leaves), make_treespec(flattener.nodes()));
     });
 }
 
@@ -30,6 +30,7 @@ PyObject *tree_leaves(PyObject *, Values values, Py_ssize_t count, PyObject *nam
         Arguments arguments{"tree_leaves", values, count, names};
         arguments.check_count(1, 2);
         Flattener flattener(arguments.options(1));
+        if (flattener.is_plain_leaf(values[0])) return list_of(values, 1);
         flattener.run(values[0], false);
         return take_list(flattener.leaves());
     });

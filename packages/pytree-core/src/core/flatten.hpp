@@ -25,6 +25,11 @@ class Flattener {
     /// Collects the leaves of `tree`, and its nodes if `with_nodes`.
     void run(PyObject *tree, bool with_nodes);
 
+    /// Whether a tree is one leaf, as far as that can be told without a predicate.
+    bool is_plain_leaf(PyObject *tree) {
+        return is_leaf_ == nullptr && classifier_.classify(tree).kind == Kind::Leaf;
+    }
+
     RefVector<128> &leaves() { return leaves_; }
     NodeBuffer &nodes() { return nodes_; }
 

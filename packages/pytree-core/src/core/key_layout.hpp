@@ -11,6 +11,7 @@ namespace pytree {
 /// for an OrderedDict.
 struct KeyLayout {
     PyObject_VAR_HEAD;
+    PyObject *model;  // a dict of these keys to be copied, made when it is first asked for
 
     std::size_t size() const { return static_cast<std::size_t>(Py_SIZE(this)); }
     PyObject **keys() { return reinterpret_cast<PyObject **>(this + 1); }
@@ -25,6 +26,10 @@ struct KeyLayout {
     nb::object leaf_keys();
     /// The keys in the order of insertion.
     nb::object inserted_keys();
+    /// Whether all keys are strings or ints, whose comparison runs no code of the user.
+    bool is_plain() const;
+    /// A new dict with these keys, which are plain, in this order; all values are None.
+    nb::object new_dict();
     /// Whether both have equal keys for equal children.
     static bool equal(KeyLayout *a, KeyLayout *b);
 };

@@ -124,13 +124,15 @@ Class Classifier::learn(PyTypeObject *type) {
 
 Class Classifier::look_up(PyTypeObject *type) const {
     auto is = [type](Kind kind) { return Class{type, kind, 0, nullptr}; };
-    if (type == Py_TYPE(Py_None)) return is(none_is_leaf_ ? Kind::Leaf : Kind::None);
-    if (type == &PyODict_Type) return is(Kind::OrderedDict);
-    if (type == collections().defaultdict) return is(Kind::DefaultDict);
-    if (type == collections().deque) return is(Kind::Deque);
     if (auto *entry = snapshot_.find(type)) return {type, Kind::Custom, 0, entry};
-    if (PyType_FastSubclass(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return class_of_tuple(type);
-    return is(is_dict_subclass_type(type) ? Kind::DictSubclass : Kind::Leaf);
+    if (PyType_HasFeature(type, Py_TPFLAGS_DICT_SUBCLASS)) {
+        if (type == &PyODict_Type) return is(Kind::OrderedDict);
+        if (type == collections().defaultdict) return is(Kind::DefaultDict);
+        return is(is_dict_subclass_type(type) ? Kind::DictSubclass : Kind::Leaf);
+    }
+    if (PyType_HasFeature(type, Py_TPFLAGS_TUPLE_SUBCLASS)) return class_of_tuple(type);
+    if (type == Py_TYPE(Py_None)) return is(none_is_leaf_ ? Kind::Leaf : Kind::None);
+    return is(type == collections().deque ? Kind::Deque : Kind::Leaf);
 }
 
 PyTypeObject *type_of(const Node &node) {

@@ -65,7 +65,7 @@ class Classifier {
     PyTypeObject *leaf_type() const { return leaf_type_; }
 
    private:
-    static constexpr std::size_t kClasses = 8;
+    static constexpr std::size_t kClasses = 16;
 
     Class recall(PyTypeObject *type) {
         for (std::size_t i = 0; i < known_; ++i) {

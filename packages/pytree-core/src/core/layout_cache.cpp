@@ -38,8 +38,6 @@ void vacate(Slot &slot) {
     Py_DECREF(layout);  // of strings and ints, so that no code of the user can run
 }
 
-bool can_be_kept(PyObject *key) { return PyUnicode_CheckExact(key) || PyLong_CheckExact(key); }
-
 }  // namespace
 
 KeysInQuestion::KeysInQuestion(PyObject *const *keys, std::size_t size, bool sorted)
@@ -59,12 +57,10 @@ nb::object KeysInQuestion::known() const {
 }
 
 nb::object KeysInQuestion::make() const {
-    // Looked at before any code can run that might change the dict.
-    bool keep = size_ < kMaxKeys && std::all_of(keys_, keys_ + size_, can_be_kept);
     nb::object made = make_layout(keys_, size_, sorted_);
     Set &set = set_of(hash_);
     bool again = std::exchange(set.last_missed, mark_of(hash_)) == mark_of(hash_);
-    if (!keep || !again) return made;
+    if (!again || !as_layout(made)->is_plain() || size_ > kMaxKeys) return made;
     if (keys_held + size_ > kMaxKeys) clear_layouts();
     Slot &slot = set.slots[set.next++ % kWays];
     vacate(slot);
@@ -91,6 +87,7 @@ nb::object KeysInQuestion::order(std::uint32_t *order) const {
 void clear_layouts() {
     for (Set &set : sets) {
         for (Slot &slot : set.slots) vacate(slot);
+        set.last_missed = 0;
     }
 }
 

@@ -50,6 +50,14 @@ inline nb::object tuple_of(PyObject *const *items, std::size_t size) {
     return tuple;
 }
 
+/// A pair of two objects, which it takes.
+inline nb::object pair_of(nb::object a, nb::object b) {
+    nb::object pair = owned(PyTuple_New(2));
+    PyTuple_SET_ITEM(pair.ptr(), 0, a.release().ptr());
+    PyTuple_SET_ITEM(pair.ptr(), 1, b.release().ptr());
+    return pair;
+}
+
 /// Raises a Python exception with a text formatted as by `PyUnicode_FromFormat`.
 template <typename... T>
 [[noreturn]] void raise(PyObject *type, const char *format, T... values) {

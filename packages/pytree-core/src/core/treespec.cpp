@@ -44,6 +44,17 @@ int traverse(PyObject *self, visitproc visit, void *arg) {
     return 0;
 }
 
+nb::object make_new_treespec(NodeBuffer &nodes) {
+    NodeView view = nodes.view();
+    nb::object made = allocate(view.size);
+    std::memcpy(as_treespec(made.ptr())->nodes, view.nodes, view.size * sizeof(Node));
+    nodes.release();
+    PyObject_GC_Track(made.ptr());
+    return made;
+}
+
+PyObject *the_leaf = nullptr;
+
 }  // namespace
 
 void check_depth(NodeView nodes) {
@@ -63,12 +74,11 @@ void check_depth(NodeView nodes) {
 
 nb::object make_treespec(NodeBuffer &nodes) {
     NodeView view = nodes.view();
-    nb::object made = allocate(view.size);
-    std::memcpy(as_treespec(made.ptr())->nodes, view.nodes, view.size * sizeof(Node));
-    nodes.release();
-    PyObject_GC_Track(made.ptr());
-    return made;
+    if (view.size == 1 && view.root().kind == Kind::Leaf) return leaf_treespec();
+    return make_new_treespec(nodes);
 }
+
+nb::object leaf_treespec() { return nb::borrow(the_leaf); }
 
 nb::object copy_treespec(NodeView nodes) {
     NodeBuffer copy;
@@ -125,6 +135,9 @@ PyTypeObject *make_treespec_type(PyType_Slot *protocols) {
         slots.data(),
     };
     treespec_type = reinterpret_cast<PyTypeObject *>(owned(PyType_FromSpec(&spec)).release().ptr());
+    NodeBuffer leaf;
+    leaf.push_leaf();
+    the_leaf = make_new_treespec(leaf).release().ptr();
     return treespec_type;
 }
 

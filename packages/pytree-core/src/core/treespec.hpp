@@ -17,6 +17,8 @@ struct TreeSpec {
 
 /// Makes a TreeSpec of nodes in the making, which it takes.
 nb::object make_treespec(NodeBuffer &nodes);
+/// The TreeSpec of a leaf, which is one and the same.
+nb::object leaf_treespec();
 /// Makes a TreeSpec of a part of another.
 nb::object copy_treespec(NodeView nodes);
 /// The structure in an argument; throws TypeError if it is something else.

@@ -8,6 +8,8 @@ namespace {
 
 using Stack = RefVector<64>;
 
+constexpr std::size_t kSmallDict = 10;
+
 /// Moves the children into a new tuple or list, which is complete before anybody sees it.
 nb::object move_to_sequence(Stack &stack, std::size_t arity, bool as_list) {
     auto size = static_cast<Py_ssize_t>(arity);
@@ -30,6 +32,12 @@ nb::object fill(nb::object dict, KeyLayout *layout, const Stack &stack) {
     return dict;
 }
 
+/// A dict to be filled. To copy one of the same keys pays for those that would grow twice.
+nb::object new_dict(KeyLayout *layout) {
+    bool wide = layout->size() > kSmallDict && layout->is_plain();
+    return wide ? layout->new_dict() : owned(PyDict_New());
+}
+
 nb::object build_mapping(const Node &node, Stack &stack) {
     KeyLayout *layout = layout_of(node);
     nb::object dict;
@@ -44,7 +52,7 @@ nb::object build_mapping(const Node &node, Stack &stack) {
             break;
         }
         default:
-            dict = fill(owned(PyDict_New()), layout, stack);
+            dict = fill(new_dict(layout), layout, stack);
     }
     if (node.kind == Kind::DictSubclass) {
         dict = owned(PyObject_CallOneArg(PyTuple_GET_ITEM(node.data, 0), dict.ptr()));
