@@ -31,16 +31,3 @@ def test_transpose_map_takes_rests_and_an_inner_structure():
     assert pt.tree_transpose_map(abs, [], inner_treespec=inner) == {"sum": [], "product": []}
     with pytest.raises(ValueError, match="no leaves: give `inner_treespec`"):
         pt.tree_transpose_map(abs, [])
-
-
-@given(trees)
-def test_partitions_have_the_structure_of_the_tree_and_share_no_leaf(tree):
-    hole = object()
-    yes, no = pt.tree_partition(lambda x: isinstance(x, int), tree, hole)
-
-    assert pt.tree_structure(yes) == pt.tree_structure(no) == pt.tree_structure(tree)
-    merged = pt.tree_map(lambda x, y: y if x is hole else x, yes, no)
-    assert pt.tree_leaves(merged) == pt.tree_leaves(tree)
-    assert pt.tree_leaves(yes).count(hole) + pt.tree_leaves(no).count(hole) == len(
-        pt.tree_leaves(tree)
-    )

@@ -57,6 +57,19 @@ PyObject *tree_is_leaf(PyObject *, Values values, Py_ssize_t count, PyObject *na
     });
 }
 
+PyObject *flatten_one_level(PyObject *, Values values, Py_ssize_t count, PyObject *names) {
+    return guarded([&] {
+        Arguments arguments{"flatten_one_level", values, count, names};
+        arguments.check_count(1, 2);
+        Options options = arguments.options(1);
+        options.one_level = true;
+        Flattener flattener(options);
+        flattener.run(values[0], true);
+        nb::object children = take_list(flattener.leaves());
+        return pair_of(std::move(children), make_treespec(flattener.nodes()));
+    });
+}
+
 PyObject *tree_unflatten(PyObject *, Values values, Py_ssize_t count, PyObject *names) {
     return guarded([&] {
         Arguments arguments{"tree_unflatten", values, count, nullptr};
@@ -152,6 +165,7 @@ void add_calls(nb::module_ &module) {
         method("tree_flatten", tree_flatten, tree_flatten_doc),
         method("tree_leaves", tree_leaves, tree_leaves_doc),
         method("tree_structure", tree_structure, tree_structure_doc),
+        method("flatten_one_level", flatten_one_level, flatten_one_level_doc),
         method("tree_is_leaf", tree_is_leaf, tree_is_leaf_doc),
         method("tree_unflatten", tree_unflatten, tree_unflatten_doc),
         method("tree_map", tree_map, tree_map_doc),

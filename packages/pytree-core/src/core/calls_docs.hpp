@@ -74,6 +74,13 @@ Example:
     TreeSpec((*, *))
 )doc";
 
+constexpr char flatten_one_level_doc[] =
+    R"doc(flatten_one_level(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
+--
+
+Take the root of a tree apart: its children, and the structure with a leaf for each.
+)doc";
+
 constexpr char tree_is_leaf_doc[] =
     R"doc(tree_is_leaf(tree, /, is_leaf=None, *, none_is_leaf=False, namespace='')
 --

@@ -64,7 +64,7 @@ bool is_declared_leaf(PyObject *is_leaf, PyObject *tree) {
 
 void Flattener::run(PyObject *tree, bool with_nodes) {
     nb::object root = nb::borrow(tree);
-    if (is_leaf_ == nullptr) {
+    if (is_leaf_ == nullptr && !one_level_) {
         with_nodes ? visit<true, false>(std::move(root), 0)
                    : visit<false, false>(std::move(root), 0);
     } else {
@@ -84,7 +84,7 @@ void Flattener::visit(nb::object tree, unsigned depth) {
         raise(PyExc_RecursionError, "the tree is nested more than %u deep, or contains itself",
               kMaxDepth);
     }
-    if (kAsk && is_declared_leaf(is_leaf_, tree.ptr())) return add_leaf<kNodes>(std::move(tree));
+    if (kAsk && is_declared(tree.ptr(), depth)) return add_leaf<kNodes>(std::move(tree));
     Class cls = classifier_.classify(tree.ptr());
     if (cls.kind == Kind::Leaf) return add_leaf<kNodes>(std::move(tree));
 

@@ -11,6 +11,7 @@ struct Options {
     PyObject *is_leaf = nullptr;  // borrowed from the caller
     bool none_is_leaf = false;
     PyObject *name = nullptr;  // the namespace; null for the global one
+    bool one_level = false;    // whether all children of the root are leaves
 };
 
 /// Calls a predicate, if there is one, which must return a bool or None.
@@ -20,7 +21,9 @@ bool is_declared_leaf(PyObject *is_leaf, PyObject *tree);
 class Flattener {
    public:
     explicit Flattener(const Options &options)
-        : is_leaf_(options.is_leaf), classifier_(Snapshot(options.name), options.none_is_leaf) {}
+        : is_leaf_(options.is_leaf),
+          one_level_(options.one_level),
+          classifier_(Snapshot(options.name), options.none_is_leaf) {}
 
     /// Collects the leaves of `tree`, and its nodes if `with_nodes`.
     void run(PyObject *tree, bool with_nodes);
@@ -57,7 +60,12 @@ class Flattener {
     nb::object visit_custom(PyObject *tree, const Table::Entry &entry, unsigned depth,
                             std::size_t &arity);
 
+    bool is_declared(PyObject *tree, unsigned depth) const {
+        return (one_level_ && depth != 0) || is_declared_leaf(is_leaf_, tree);
+    }
+
     PyObject *is_leaf_;
+    bool one_level_;
     Classifier classifier_;
     RefVector<128> leaves_;
     NodeBuffer nodes_;

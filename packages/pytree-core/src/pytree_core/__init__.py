@@ -17,6 +17,7 @@ from pytree_core._core import tree_map as tree_map
 from pytree_core._core import tree_map_with_path as tree_map_with_path
 from pytree_core._core import tree_structure as tree_structure
 from pytree_core._core import tree_unflatten as tree_unflatten
+from pytree_core._iterate import tree_iter as tree_iter
 from pytree_core._partial import Partial as Partial
 from pytree_core._paths import tree_paths as tree_paths
 from pytree_core._reduce import tree_all as tree_all
@@ -28,10 +29,15 @@ from pytree_core._reduce import tree_sum as tree_sum
 from pytree_core._registry import register_pytree_node as register_pytree_node
 from pytree_core._registry import register_pytree_node_class as register_pytree_node_class
 from pytree_core._registry import unregister_pytree_node as unregister_pytree_node
+from pytree_core._select import tree_all_only as tree_all_only
+from pytree_core._select import tree_any_only as tree_any_only
+from pytree_core._select import tree_combine as tree_combine
+from pytree_core._select import tree_filter as tree_filter
+from pytree_core._select import tree_map_only as tree_map_only
+from pytree_core._select import tree_partition as tree_partition
+from pytree_core._select import tree_select as tree_select
 from pytree_core._transform import all_leaves as all_leaves
-from pytree_core._transform import tree_iter as tree_iter
 from pytree_core._transform import tree_map_ as tree_map_
-from pytree_core._transform import tree_partition as tree_partition
 from pytree_core._transform import tree_transpose as tree_transpose
 from pytree_core._transform import tree_transpose_map as tree_transpose_map
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pytree_core._core import (
+    flatten_one_level,
     mismatches,
     tree_flatten,
     tree_is_leaf,
@@ -127,8 +128,7 @@ def tree_broadcast_common(
             return _fill(first, tree_structure(second, is_leaf, **options)), second
         if tree_is_leaf(second, is_leaf, **options):
             return first, _fill(second, tree_structure(first, is_leaf, **options))
-        # The whole first level, and nothing below it.
-        children, level = tree_flatten(first, lambda tree: tree is not first, **options)
+        children, level = flatten_one_level(first, **options)
         differences = mismatches(level, second)
         if differences:
             raise ValueError(differences[0].replace("the root", path or "the root", 1))

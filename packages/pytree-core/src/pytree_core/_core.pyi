@@ -43,6 +43,9 @@ def tree_leaves(
 def tree_structure(
     tree: Any, /, is_leaf: _IsLeaf = None, *, none_is_leaf: bool = False, namespace: str = ""
 ) -> TreeSpec: ...
+def flatten_one_level(
+    tree: Any, /, is_leaf: _IsLeaf = None, *, none_is_leaf: bool = False, namespace: str = ""
+) -> tuple[list[Any], TreeSpec]: ...
 def tree_is_leaf(
     tree: Any, /, is_leaf: _IsLeaf = None, *, none_is_leaf: bool = False, namespace: str = ""
 ) -> bool: ...

@@ -1,35 +1,11 @@
-"""Trees out of trees: side effects, transposition, partition."""
+"""Trees out of trees: side effects, transposition."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from pytree_core._core import TreeSpec, tree_flatten, tree_is_leaf, tree_leaves, tree_structure
+from pytree_core._core import TreeSpec, tree_flatten, tree_is_leaf, tree_structure
 
 IsLeaf = Callable[[Any], bool | None]
-
-
-def tree_iter(
-    tree: Any,
-    /,
-    is_leaf: IsLeaf | None = None,
-    *,
-    none_is_leaf: bool = False,
-    namespace: str = "",
-) -> Iterator[Any]:
-    """Iterate over the leaves of a tree as it is now.
-
-    Args:
-        tree: Any tree.
-        is_leaf: Called on each subtree; True makes it a leaf.
-        none_is_leaf: Count None as a leaf, not as a node without children.
-        namespace: Which registered types are nodes, besides the global ones.
-
-    Example:
-        >>> import pytree_core as pt
-        >>> next(pt.tree_iter({"b": 2, "a": 1}))
-        1
-    """
-    return iter(tree_leaves(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace))
 
 
 def all_leaves(
@@ -165,40 +141,3 @@ def tree_transpose_map(
             results[0], is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
         )
     return tree_transpose(outer, inner_treespec, outer.unflatten(results))
-
-
-def tree_partition(
-    predicate: Callable[[Any], bool],
-    tree: Any,
-    /,
-    fillvalue: Any = None,
-    *,
-    is_leaf: IsLeaf | None = None,
-    none_is_leaf: bool = False,
-    namespace: str = "",
-) -> tuple[Any, Any]:
-    """Split a tree into two of its structure: the leaves with a property, and the others.
-
-    Args:
-        predicate: Called once on each leaf.
-        tree: Any tree.
-        fillvalue: Takes the place of a leaf that is in the other tree.
-        is_leaf: Called on each subtree; True makes it a leaf.
-        none_is_leaf: Count None as a leaf, not as a node without children.
-        namespace: Which registered types are nodes, besides the global ones.
-
-    Returns:
-        The tree where `predicate` is true, and the tree where it is not.
-
-    Example:
-        >>> import pytree_core as pt
-        >>> pt.tree_partition(lambda x: x > 1, {"a": 1, "b": [2, 3]})
-        ({'a': None, 'b': [2, 3]}, {'a': 1, 'b': [None, None]})
-    """
-    leaves, treespec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
-    chosen = [bool(predicate(leaf)) for leaf in leaves]
-    pairs = list(zip(chosen, leaves, strict=True))
-    return (
-        treespec.unflatten(leaf if yes else fillvalue for yes, leaf in pairs),
-        treespec.unflatten(fillvalue if yes else leaf for yes, leaf in pairs),
-    )
