@@ -32,7 +32,7 @@ def check(
     """
     hyper: list[float | Tensor] = []
     for (name, below), value in zip(rule.numbers.items(), numbers, strict=True):
-        right = type(value) is float and 0 <= value < below
+        right = type(value) is float and 0 <= value < below  # nearly always, and fast
         hyper.append(value if right else _check_number(name, value, below))
     decay = _check_number("weight_decay", weight_decay, inf)
     hyper.append(decay)
@@ -41,7 +41,8 @@ def check(
         raise ValueError("`params` must be given where there is `weight_decay`.")
 
     columns = (grads, *states) if params is None else (grads, *states, params)
-    fusible = not torch.compiler.is_compiling() and is_fusible(columns, hyper)
+    learned = [x for x in hyper if type(x) is not float]
+    fusible = not torch.compiler.is_compiling() and is_fusible(columns, learned)
     if not fusible:
         names = ("grads", *rule.states[variant], "params")
         check_tensors(dict(zip(names, columns, strict=False)))
@@ -50,7 +51,8 @@ def check(
                 _check_device(name, value, grads)
 
     kind = 0 if not has_params else 2 if decoupled else 1
-    call = Call(rule, variant, _check_steps(steps, len(grads)), kind, bool(maximize))
+    steps = _check_steps(steps, len(grads))
+    call = Call(rule, variant, steps, kind, bool(maximize), bool(learned))
     if params is not None and not has_params:
         columns = columns[:-1]
     return call, (*hyper, *chain.from_iterable(columns)), fusible

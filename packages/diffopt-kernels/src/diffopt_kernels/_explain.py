@@ -36,14 +36,17 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
 
 
 def has_obstacle(tensors: Sequence[Tensor], numbers: Sequence[Any]) -> bool:
-    """Return whether the composed path must be taken; `numbers` may be of any dtype."""
+    """Return whether the composed path must be taken.
+
+    The `numbers` are those hyperparameters that are tensors, of any dtype.
+    """
     dtypes = {t.dtype for t in tensors}
     return (
         len(dtypes) != 1
         or DTYPES.keys().isdisjoint(dtypes)
         or not _are_plain(tensors)
         or next(_ambient_obstacles(), None) is not None
-        or not _are_plain(x for x in numbers if isinstance(x, Tensor))
+        or not _are_plain(numbers)
     )
 
 

@@ -36,7 +36,8 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Return the updates, then each column of new states."""
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+    tensors = [x for x in inputs if isinstance(x, Tensor)] if call.learned else inputs[call.width :]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return list(_apply(call, *inputs))
     return _forward(call, inputs)
 
@@ -71,9 +72,13 @@ class _FusedStep(torch.autograd.Function):
         outputs = _forward(call, inputs)
         ctx.call = call
         ctx.sizes = [x.numel() for x in inputs[width : width + count]]
-        ctx.numbers = [None if isinstance(x, Tensor) else x for x in inputs[:width]]
+        ctx.numbers = inputs[:width]
+        tensors = inputs[width:]
+        if call.learned:
+            ctx.numbers = [None if isinstance(x, Tensor) else x for x in ctx.numbers]
+            tensors = [x for x in inputs if isinstance(x, Tensor)]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
+        ctx.save_for_backward(*tensors)
         first = tuple(step == 1 for step in call.steps) if 1 in call.steps else (False,) * count
         constant = _constant(call.rule, call.variant, call.decay, first, ctx.needs_input_grad[1:])
         if constant:
@@ -103,18 +108,17 @@ def _forward(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
 @untraced
 def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
     saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-    numbers = list(ctx.numbers)
-    tensors = saved[numbers.count(None) :]
-    if len(tensors) != len(saved):
-        first = iter(saved)
-        numbers = [next(first) if x is None else x for x in numbers]
+    learned = saved[: list(ctx.numbers).count(None)]
+    tensors = saved[len(learned) :]
+    rest = iter(learned)
+    numbers = [next(rest) if x is None else x for x in ctx.numbers]
     # Hooks on saved tensors and on gradients may have put anything in their places.
     sizes = ctx.sizes
     if [x.numel() for x in tensors] != sizes * (len(tensors) // len(sizes)):
         raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
     inputs = (*numbers, *tensors)
     given = [*tensors, *[c for c in cotangents if c is not None]]
-    if torch.is_grad_enabled() or has_obstacle(given, numbers):
+    if torch.is_grad_enabled() or has_obstacle(given, learned):
         return _composed_vjp(ctx.call, inputs, cotangents, needed)
     return _vjp(ctx.call, inputs, cotangents, needed)
 
@@ -206,7 +210,7 @@ def _constant_of_one(
     row: tuple[bool, ...],
 ) -> list[int]:
     # The composed formula is asked: it is the only place that says what enters where.
-    call = Call(rule, variant, (1 if first else 2,), decay, False)
+    call = Call(rule, variant, (1 if first else 2,), decay, False, True)
     half = torch.full((), 0.5, dtype=torch.float64, device="cpu")
     inputs = tuple(half.clone().requires_grad_(need) for need in (*numbers, *row))
     # The user's hooks on saved tensors have no business here.
@@ -245,7 +249,7 @@ def _request(
         call.decay,
         call.maximize,
         flag,
-        [float(x) for x in inputs[:width]],
+        [float(x) for x in inputs[:width]] if call.learned else inputs[:width],
         [t.numel() for t in likes],
         call.steps,
         [0 if t is None else t.data_ptr() for t in arrays],

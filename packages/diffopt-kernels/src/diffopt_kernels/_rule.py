@@ -34,6 +34,7 @@ class Call(NamedTuple):
     steps: tuple[int, ...]  # one a tensor
     decay: int  # 0: none, 1: coupled, 2: decoupled
     maximize: bool
+    learned: bool  # whether a number is a tensor
 
     @property
     def width(self) -> int:
