@@ -37,7 +37,7 @@ def test_implicit_and_unrolled_hypergradients_meet_at_the_solution():
         torch.autograd.grad(direction @ solver(start, damping), damping)[0]
         for solver in (implicit, solve)
     ]
-    hessian = x.T @ x / 20 + damping.detach() * torch.eye(4)
+    hessian = x.T @ x / 20 + damping.detach() * torch.eye(4, dtype=torch.float64)
     w = torch.linalg.solve(hessian, x.T @ y / 20)
     expected = -direction @ torch.linalg.solve(hessian, w)
 
@@ -90,7 +90,7 @@ def test_the_graph_of_an_unroll_shows_each_fused_step_as_one_node():
     graph = build_graph(result.params, params)
     labels = [node.label for node in graph.nodes if node.kind is Kind.OPERATION]
 
-    assert sum("adam" in label for label in labels) == 4
+    assert sum(label.endswith("_step") for label in labels) == 4
     assert {node.label for node in graph.nodes if node.kind is Kind.PARAMETER} == {"w", "b"}
 
 
