@@ -62,3 +62,30 @@ def test_all_prefix_errors_are_listed_from_left_to_right():
         "in_axes at [0]: expected the keys ['a'], got a dict without ['a'] and with ['b'] besides",
         "in_axes at [2]: expected a list of 1, got None",
     ]
+
+
+@given(trees)
+def test_maps_over_prefixes_are_maps_over_broadcast_trees(tree):
+    pairs = lambda *row: row  # noqa: E731
+    whole = pt.tree_map(lambda x: [x, (x,)], tree, is_leaf=lambda _: False)
+    expected = pt.tree_map(pairs, pt.tree_broadcast_prefix(tree, whole), whole)
+
+    for result in (
+        pt.tree_broadcast_map(pairs, tree, whole),
+        pt.tree_broadcast_map(lambda x, y: (y, x), whole, tree),
+    ):
+        assert pt.tree_flatten(result) == pt.tree_flatten(expected)
+    assert pt.broadcast_common(tree, whole) == (
+        pt.broadcast_prefix(tree, whole),
+        pt.tree_leaves(whole),
+    )
+
+
+def test_each_of_several_trees_may_be_the_prefix():
+    add = lambda *row: sum(row)  # noqa: E731
+    assert pt.tree_broadcast_map(add, (1, [2, 3]), ([10, 20], 30), 100) == (
+        [111, 121],
+        [132, 133],
+    )
+    with pytest.raises(ValueError, match=r"at \[0\]: expected a list of 2, got a tuple of 1"):
+        pt.tree_broadcast_map(add, ([1, 2],), ((1,),))

@@ -101,6 +101,12 @@ PyObject *paths(PyObject *self, PyObject *) {
     });
 }
 
+PyObject *accessors(PyObject *self, PyObject *) {
+    return guarded([&] {
+        return nb::module_::import_("pytree_core._accessors").attr("accessors")(nb::handle(self));
+    });
+}
+
 PyObject *unflatten(PyObject *self, PyObject *iterable) {
     return guarded([&] {
         RefVector<128> leaves;
@@ -173,6 +179,9 @@ PyMethodDef table[] = {
      "Raises:\n    IndexError: If there is no such child."},
     {"paths", paths, METH_NOARGS,
      "paths($self, /)\n--\n\nList the path to each leaf: tuples of entries."},
+    {"accessors", accessors, METH_NOARGS,
+     "accessors($self, /)\n--\n\nList the way to each leaf: paths that can be called with a "
+     "tree, and printed as code."},
     {"unflatten", unflatten, METH_O,
      "unflatten($self, leaves, /)\n--\n\nBuild a tree of this structure from an iterable of "
      "leaves.\n\nRaises:\n    ValueError: If there are more or fewer than `num_leaves`."},

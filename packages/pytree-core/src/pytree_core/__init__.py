@@ -3,9 +3,16 @@
 import importlib.metadata
 
 from pytree_core import dataclasses as dataclasses
+from pytree_core._accessors import Accessor as Accessor
+from pytree_core._accessors import Attribute as Attribute
+from pytree_core._accessors import Item as Item
+from pytree_core._accessors import keystr as keystr
+from pytree_core._accessors import tree_accessors as tree_accessors
+from pytree_core._broadcast import broadcast_common as broadcast_common
 from pytree_core._broadcast import broadcast_prefix as broadcast_prefix
 from pytree_core._broadcast import prefix_errors as prefix_errors
 from pytree_core._broadcast import tree_broadcast_common as tree_broadcast_common
+from pytree_core._broadcast import tree_broadcast_map as tree_broadcast_map
 from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefix
 from pytree_core._core import TreeSpec as TreeSpec
 from pytree_core._core import clear_cache as clear_cache
@@ -28,6 +35,7 @@ from pytree_core._reduce import tree_reduce as tree_reduce
 from pytree_core._reduce import tree_sum as tree_sum
 from pytree_core._registry import register_pytree_node as register_pytree_node
 from pytree_core._registry import register_pytree_node_class as register_pytree_node_class
+from pytree_core._registry import register_static as register_static
 from pytree_core._registry import unregister_pytree_node as unregister_pytree_node
 from pytree_core._select import tree_all_only as tree_all_only
 from pytree_core._select import tree_any_only as tree_any_only
@@ -36,6 +44,8 @@ from pytree_core._select import tree_filter as tree_filter
 from pytree_core._select import tree_map_only as tree_map_only
 from pytree_core._select import tree_partition as tree_partition
 from pytree_core._select import tree_select as tree_select
+from pytree_core._specs import treespec_from_collection as treespec_from_collection
+from pytree_core._specs import treespec_leaf as treespec_leaf
 from pytree_core._transform import all_leaves as all_leaves
 from pytree_core._transform import tree_map_ as tree_map_
 from pytree_core._transform import tree_transpose as tree_transpose

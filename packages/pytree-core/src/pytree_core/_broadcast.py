@@ -10,6 +10,7 @@ from pytree_core._core import (
     tree_flatten,
     tree_is_leaf,
     tree_leaves,
+    tree_map,
     tree_structure,
 )
 from pytree_core._step import step
@@ -141,6 +142,79 @@ def tree_broadcast_common(
         return level.unflatten(a for a, _ in pairs), level.unflatten(b for _, b in pairs)
 
     return meet(first, second, "")
+
+
+def broadcast_common(
+    first: Any,
+    second: Any,
+    /,
+    is_leaf: IsLeaf | None = None,
+    *,
+    none_is_leaf: bool = False,
+    namespace: str = "",
+) -> tuple[list[Any], list[Any]]:
+    """List the leaves of two trees, each as often as the other has leaves there.
+
+    Args:
+        first: A tree.
+        second: A tree that differs from `first` only below leaves of either.
+        is_leaf: Called on each subtree of both; True makes it a leaf.
+        none_is_leaf: Count None as a leaf, not as a node without children.
+        namespace: Which registered types are nodes, besides the global ones.
+
+    Returns:
+        Two lists of the same length.
+
+    Raises:
+        ValueError: If they differ above the leaves.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> pt.broadcast_common([1, (2, 3)], [(4, 5), 6])
+        ([1, 1, 2, 3], [4, 5, 6, 6])
+    """
+    options: dict[str, Any] = {"none_is_leaf": none_is_leaf, "namespace": namespace}
+    trees = tree_broadcast_common(first, second, is_leaf, **options)
+    a, b = (tree_leaves(tree, is_leaf, **options) for tree in trees)
+    return a, b
+
+
+def tree_broadcast_map(
+    func: Callable[..., Any],
+    tree: Any,
+    /,
+    *rests: Any,
+    is_leaf: IsLeaf | None = None,
+    none_is_leaf: bool = False,
+    namespace: str = "",
+) -> Any:
+    """Map a function over trees any of which may be a prefix of the others.
+
+    Args:
+        func: Called with a leaf of each tree, repeated where other trees have more.
+        tree: Any tree.
+        rests: Trees that differ from `tree`, and from each other, only below leaves.
+        is_leaf: Called on each subtree of all; True makes it a leaf.
+        none_is_leaf: Count None as a leaf, not as a node without children.
+        namespace: Which registered types are nodes, besides the global ones.
+
+    Returns:
+        A tree of the results, with the structure of all trees together.
+
+    Raises:
+        ValueError: If they differ above the leaves.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> pt.tree_broadcast_map(lambda x, y: x + y, {"a": 1, "b": (2, 3)}, {"a": [4, 5], "b": 6})
+        {'a': [5, 6], 'b': (8, 9)}
+    """
+    options: dict[str, Any] = {"none_is_leaf": none_is_leaf, "namespace": namespace}
+    whole = tree
+    for rest in rests:
+        whole, _ = tree_broadcast_common(whole, rest, is_leaf, **options)
+    wide = [tree_broadcast_prefix(rest, whole, is_leaf, **options) for rest in (tree, *rests)]
+    return tree_map(func, *wide, is_leaf=is_leaf, **options)
 
 
 def prefix_errors(

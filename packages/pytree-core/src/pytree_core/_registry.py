@@ -148,6 +148,45 @@ def register_pytree_node_class(cls: Any = None, *, namespace: str = "") -> Any:
     )
 
 
+def register_static(cls: T, *, namespace: str = "") -> T:
+    """Declare that objects of exactly the type `cls` are part of the structure.
+
+    Such an object is a node without children: maps keep it as it is, and structures are
+    equal only if it is.
+
+    Args:
+        cls: The type, whose objects compare by value and hash.
+        namespace: As in `register_pytree_node`.
+
+    Returns:
+        `cls`, so that this can be a decorator.
+
+    Raises:
+        TypeError: If `cls` is no type, or its objects do not hash.
+        ValueError: If `cls` is registered already or is a built-in node.
+
+    Example:
+        >>> import enum
+        >>> import pytree_core as pt
+        >>> class Mode(enum.Enum):
+        ...     TRAIN = 1
+        >>> _ = pt.register_static(Mode, namespace="doc-static")
+        >>> pt.tree_map(lambda x: -x, [Mode.TRAIN, 1], namespace="doc-static")
+        [<Mode.TRAIN: 1>, -1]
+    """
+    if getattr(cls, "__hash__", None) is None:
+        raise TypeError(f"Objects of {cls!r} must hash to be part of a structure.")
+    return register_pytree_node(cls, _keep, _kept, namespace=namespace)
+
+
+def _keep(static: Any) -> tuple[Any, ...]:
+    return (), static
+
+
+def _kept(static: Any, _: Any) -> Any:
+    return static
+
+
 def unregister_pytree_node(cls: type, *, namespace: str) -> None:
     """Make `cls` a leaf again. Structures that hold it keep working.
 
