@@ -115,7 +115,7 @@ def wheels(session: nox.Session) -> None:
         session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{package}")
     session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
     for package in PACKAGES:
-        home = Path(session.create_tmp()) / package
+        home = Path(session.create_tmp()).resolve() / package
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(ROOT / "packages" / package / "tests", home / "tests")
         for settings in ("pyproject.toml", "conftest.py"):
