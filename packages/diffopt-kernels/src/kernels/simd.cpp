@@ -82,9 +82,23 @@ void forward_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &
     for (std::int64_t i = 0; i < size; ++i) forward_element(rule, a, i, Index{});
 }
 
-template <typename Rule, bool want_hyper, typename T>
-void vjp_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays,
-              [[maybe_unused]] double *sums) {
+template <typename Rule, typename T>
+DIFFOPT_RULE void vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i) {
+    T dh[max_hypers];
+    vjp_element(rule, a, i, dh, std::make_index_sequence<Rule::states>{});
+}
+
+template <typename Rule, typename T>
+void vjp_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays) {
+    const auto rule = prepared_rule<Rule>(prepared);
+    const Arrays<T> a = arrays;
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) vjp_element(rule, a, i);
+}
+
+template <typename Rule, typename T>
+void vjp_and_sums_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays,
+                       double *sums) {
     using Index = std::make_index_sequence<Rule::states>;
     const auto rule = prepared_rule<Rule>(prepared);
     const Arrays<T> a = arrays;
@@ -94,28 +108,21 @@ void vjp_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arra
     for (std::int64_t i = 0; i < size; ++i) {
         T dh[max_hypers];
         vjp_element(rule, a, i, dh, Index{});
-        if constexpr (want_hyper) {
-            sum0 += static_cast<double>(dh[0]);
-            if constexpr (Rule::hypers > 1) sum1 += static_cast<double>(dh[1]);
-            if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(dh[2]);
-            if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(dh[3]);
-            if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(dh[4]);
-        }
+        sum0 += static_cast<double>(dh[0]);
+        if constexpr (Rule::hypers > 1) sum1 += static_cast<double>(dh[1]);
+        if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(dh[2]);
+        if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(dh[3]);
+        if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(dh[4]);
     }
-    if constexpr (want_hyper) {
-        const double found[] = {sum0, sum1, sum2, sum3, sum4};
-        for (int h = 0; h < Rule::hypers; ++h) sums[h] += found[h];
-    }
+    const double found[] = {sum0, sum1, sum2, sum3, sum4};
+    for (int h = 0; h < Rule::hypers; ++h) sums[h] += found[h];
 }
 
 template <typename Rule, typename T>
 constexpr Kernel<T> make_kernel() {
     static_assert(Rule::states <= max_states && Rule::hypers <= max_hypers, "raise the maximum");
-    return {Rule::states, prepare<Rule>, forward_loop<Rule, T>,
-            [](const Prepared &rule, std::int64_t size, const Arrays<T> &arrays) {
-                vjp_loop<Rule, false>(rule, size, arrays, nullptr);
-            },
-            vjp_loop<Rule, true, T>};
+    return {Rule::states, prepare<Rule>, forward_loop<Rule, T>, vjp_loop<Rule, T>,
+            vjp_and_sums_loop<Rule, T>};
 }
 
 template <typename T, template <typename, int> class R, typename Numbers>
