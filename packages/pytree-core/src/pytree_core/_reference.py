@@ -406,3 +406,28 @@ def tree_map(func: Callable[..., Any], tree: Any, /, *rests: Any, **options: Any
     leaves, treespec = tree_flatten(tree, **options)
     columns = [leaves, *(treespec.flatten_up_to(rest) for rest in rests)]
     return treespec.unflatten([func(*row) for row in zip(*columns, strict=True)])
+
+
+def tree_flatten_with_path(
+    tree: Any, /, is_leaf: IsLeaf | None = None, **options: Any
+) -> tuple[list[tuple[Any, ...]], list[Any], TreeSpec]:
+    """See `pytree_core.tree_flatten_with_path`."""
+    leaves, treespec = tree_flatten(tree, is_leaf, **options)
+    return treespec.paths(), leaves, treespec
+
+
+def tree_map_with_path(func: Callable[..., Any], tree: Any, /, *rests: Any, **options: Any) -> Any:
+    """See `pytree_core.tree_map_with_path`."""
+    leaves, treespec = tree_flatten(tree, **options)
+    columns = [treespec.paths(), leaves, *(treespec.flatten_up_to(rest) for rest in rests)]
+    return treespec.unflatten([func(*row) for row in zip(*columns, strict=True)])
+
+
+def flatten_one_level(
+    tree: Any, /, is_leaf: IsLeaf | None = None, **options: Any
+) -> tuple[list[Any], TreeSpec]:
+    """See `pytree_core._core.flatten_one_level`."""
+    below = iter([False])  # the root is asked about first
+    return tree_flatten(
+        tree, lambda t: next(below, True) or bool(is_leaf and is_leaf(t)), **options
+    )

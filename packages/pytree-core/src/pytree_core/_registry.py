@@ -31,6 +31,11 @@ def lookup(cls: type, namespace: str) -> Registration | None:
     return own or _tables.get("", {}).get(cls)
 
 
+def registered_types(namespace: str) -> list[type]:
+    """List the types registered in a namespace."""
+    return list(_tables.get(namespace, {}))
+
+
 def registered(module: str, qualname: str, namespace: str) -> Registration | None:
     """Find a registration by the name of its type, importing nothing."""
     for cls, registration in _tables.get(namespace, {}).items():

@@ -20,6 +20,8 @@ from pytree_core.integrations._arithmetic import tree_add_scalar_mul as tree_add
 from pytree_core.integrations._arithmetic import tree_mul as tree_mul
 from pytree_core.integrations._arithmetic import tree_scalar_mul as tree_scalar_mul
 from pytree_core.integrations._arithmetic import tree_sub as tree_sub
+from pytree_core.integrations._torch_trees import register_with_dynamo as register_with_dynamo
+from pytree_core.integrations._torch_trees import register_with_torch as register_with_torch
 
 
 @dataclass(frozen=True)
