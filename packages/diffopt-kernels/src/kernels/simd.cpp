@@ -64,13 +64,21 @@ DIFFOPT_RULE void forward_element(const Rule &rule, const Arrays<T> &a, std::int
     ((a.out_states[k][i] = s[k]), ...);
 }
 
+/// Cotangents of the hyperparameters. No array: see above.
+template <typename T>
+struct Shares {
+    T share0, share1, share2, share3, share4;
+};
+static_assert(max_hypers == 5, "a share for each");
+
 template <typename Rule, typename T, std::size_t... k>
-DIFFOPT_RULE void vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i, T *dh,
-                              std::index_sequence<k...>) {
+DIFFOPT_RULE Shares<T> vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i,
+                                   std::index_sequence<k...>) {
     const T s[] = {a.states[k][i]..., T(0)};
-    T ds[] = {a.d_states[k][i]..., T(0)};
+    T ds[] = {a.d_states[k][i]..., T(0)}, dh[max_hypers] = {};
     a.out[i] = rule.vjp(a.g[i], s, a.d_update[i], ds, dh);
     ((a.out_states[k][i] = ds[k]), ...);
+    return {dh[0], dh[1], dh[2], dh[3], dh[4]};
 }
 
 template <typename Rule, typename T>
@@ -83,17 +91,12 @@ void forward_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &
 }
 
 template <typename Rule, typename T>
-DIFFOPT_RULE void vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i) {
-    T dh[max_hypers];
-    vjp_element(rule, a, i, dh, std::make_index_sequence<Rule::states>{});
-}
-
-template <typename Rule, typename T>
 void vjp_loop(const Prepared &prepared, std::int64_t size, const Arrays<T> &arrays) {
+    using Index = std::make_index_sequence<Rule::states>;
     const auto rule = prepared_rule<Rule>(prepared);
     const Arrays<T> a = arrays;
 #pragma omp simd
-    for (std::int64_t i = 0; i < size; ++i) vjp_element(rule, a, i);
+    for (std::int64_t i = 0; i < size; ++i) vjp_element(rule, a, i, Index{});
 }
 
 template <typename Rule, typename T>
@@ -102,17 +105,15 @@ void vjp_and_sums_loop(const Prepared &prepared, std::int64_t size, const Arrays
     using Index = std::make_index_sequence<Rule::states>;
     const auto rule = prepared_rule<Rule>(prepared);
     const Arrays<T> a = arrays;
-    static_assert(max_hypers == 5, "a sum for each");
     double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, sum4 = 0;
 #pragma omp simd reduction(+ : sum0, sum1, sum2, sum3, sum4)
     for (std::int64_t i = 0; i < size; ++i) {
-        T dh[max_hypers];
-        vjp_element(rule, a, i, dh, Index{});
-        sum0 += static_cast<double>(dh[0]);
-        if constexpr (Rule::hypers > 1) sum1 += static_cast<double>(dh[1]);
-        if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(dh[2]);
-        if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(dh[3]);
-        if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(dh[4]);
+        const auto d = vjp_element(rule, a, i, Index{});
+        sum0 += static_cast<double>(d.share0);
+        if constexpr (Rule::hypers > 1) sum1 += static_cast<double>(d.share1);
+        if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(d.share2);
+        if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(d.share3);
+        if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(d.share4);
     }
     const double found[] = {sum0, sum1, sum2, sum3, sum4};
     for (int h = 0; h < Rule::hypers; ++h) sums[h] += found[h];
@@ -212,6 +213,25 @@ struct Surroundings {
         }
         return buffer;
     }
+
+    /// Adds the shares of weight decay, and that of the learning rate in it.
+    void add_sums(std::int64_t size, const T *p, const T *d_descent, const T *du,
+                  Hyper &sums) const {
+        double per_lr = 0, per_decay = 0;
+        if (coupled) {
+#pragma omp simd reduction(+ : per_decay)
+            for (std::int64_t i = 0; i < size; ++i)
+                per_decay += static_cast<double>(p[i] * d_descent[i]);
+        } else {
+#pragma omp simd reduction(+ : per_lr, per_decay)
+            for (std::int64_t i = 0; i < size; ++i) {
+                per_lr -= static_cast<double>(weight_decay * p[i] * du[i]);
+                per_decay -= static_cast<double>(lr * p[i] * du[i]);
+            }
+        }
+        sums.front() += per_lr;
+        sums.back() += per_decay;
+    }
 };
 
 template <typename S>
@@ -285,23 +305,14 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
             kernel.vjp(rule, size, a);
 
         T *out_p = target<S>(t.out_p, begin, written[1]);
-        double per_lr = 0, per_decay = 0;
         if (around.coupled) {  // `out_g` is still the derivative by the descent
-#pragma omp simd reduction(+ : per_decay)
-            for (std::int64_t i = 0; i < size; ++i) {
-                per_decay += static_cast<double>(p[i] * out_g[i]);
-                out_p[i] = around.weight_decay * out_g[i];
-            }
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.weight_decay * out_g[i];
         } else if (around.decoupled) {
-#pragma omp simd reduction(+ : per_lr, per_decay)
-            for (std::int64_t i = 0; i < size; ++i) {
-                out_p[i] = -around.shrinkage * du[i];
-                per_lr -= static_cast<double>(around.weight_decay * p[i] * du[i]);
-                per_decay += static_cast<double>(-around.lr * p[i] * du[i]);
-            }
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) out_p[i] = -around.shrinkage * du[i];
         }
-        sums.front() += per_lr;
-        sums.back() += per_decay;
+        if (call.want_hyper && needs_p) around.add_sums(size, p, out_g, du, sums);
         if (around.maximize) {
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) out_g[i] = -out_g[i];
