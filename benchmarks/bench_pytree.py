@@ -10,7 +10,10 @@ anything. "fresh keys" flattens 400 trees whose key strings no one has seen befo
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +21,33 @@ import pytree_core
 from harness import CPU, Contenders, arguments, fastest, report, row
 
 Library = dict[str, Callable[..., Any]]
+Point = namedtuple("Point", ["x", "y"])
+
+
+@dataclasses.dataclass
+class Pair:
+    """A dataclass, which each library knows by its fastest means."""
+
+    x: Any
+    y: Any
+
+
+def register_pair() -> None:
+    """Make `Pair` a node of every library that has such nodes."""
+    pytree_core.dataclasses.register_node(Pair)
+    with contextlib.suppress(ImportError):
+        import jax
+
+        jax.tree_util.register_dataclass(Pair, ["x", "y"], [])
+    with contextlib.suppress(ImportError):
+        optree: Any = importlib.import_module("optree")
+        everywhere = vars(optree.registry)["__GLOBAL_NAMESPACE"]
+        take, make = lambda p: ((p.x, p.y), None, ("x", "y")), lambda _, c: Pair(*c)
+        optree.register_pytree_node(Pair, take, make, namespace=everywhere)
+    with contextlib.suppress(ImportError):
+        import torch.utils._pytree as torch_trees
+
+        torch_trees.register_pytree_node(Pair, lambda p: ([p.x, p.y], None), lambda c, _: Pair(*c))
 
 
 def libraries() -> dict[str, Library]:
@@ -31,8 +61,9 @@ def libraries() -> dict[str, Library]:
             print(f"{name}: {error}")
 
     names = ("tree_flatten", "tree_leaves", "tree_unflatten", "tree_map")
-    add("optree", "optree", lambda m: {name: getattr(m, name) for name in names})
-    add("jax", "jax.tree_util", lambda m: {name: getattr(m, name) for name in names})
+    paths = (*names, "tree_flatten_with_path", "tree_map_with_path")
+    add("optree", "optree", lambda m: {name: getattr(m, name) for name in paths})
+    add("jax", "jax.tree_util", lambda m: {name: getattr(m, name) for name in paths})
     torch_order = lambda m: lambda spec, leaves: m.tree_unflatten(leaves, spec)  # noqa: E731
     add(
         "torch",
@@ -67,6 +98,15 @@ def resnet(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, Any]:
     return tree
 
 
+def state_dict(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts in one, by dotted path."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat.update(state_dict(value, f"{prefix}{key}.") if nested else {prefix + key: value})
+    return flat
+
+
 def trees(quick: bool) -> dict[str, Any]:
     """The trees to measure on, small to large."""
     groups = 100 if quick else 1000
@@ -78,6 +118,11 @@ def trees(quick: bool) -> dict[str, Any]:
         "list of 122": list(range(122)),
         "ResNet18, 122 leaves": resnet((2, 2, 2, 2), bottleneck=False),
         "ResNet152, 932 leaves": resnet((3, 8, 36, 3), bottleneck=True),
+        "932 keys in one dict": state_dict(resnet((3, 8, 36, 3), bottleneck=True)),
+        "1000 tuples of 2": [(1, 2)] * 1000,
+        "20 named tuples": [Point({"b": 1, "a": 2}, 3) for _ in range(20)],
+        "20 OrderedDicts": [OrderedDict(b=1, a=2) for _ in range(20)],
+        "20 dataclasses": [Pair(1, 2) for _ in range(20)],
         f"{groups * 100} leaves": [
             [{"a": 1, "b": 2, "c": 3, "d": 4} for _ in range(25)] for _ in range(groups)
         ],
@@ -99,8 +144,14 @@ def operations(library: Library, tree: Any) -> Contenders:
         timed["flatten"] = lambda: flatten(tree)
         timed["flatten, is_leaf"] = lambda: flatten(tree, is_leaf=lambda x: False)
         timed["unflatten"] = lambda: unflatten(spec, values)
+        if hasattr(spec, "flatten_up_to"):
+            timed["flatten_up_to"] = lambda: spec.flatten_up_to(tree)
         timed["spec =="] = lambda: spec == other
         timed["hash(spec)"] = lambda: hash(spec)
+    if "tree_flatten_with_path" in library:
+        with_path, map_with_path = library["tree_flatten_with_path"], library["tree_map_with_path"]
+        timed["flatten with path"] = lambda: with_path(tree)
+        timed["map with path"] = lambda: map_with_path(lambda path, x: x, tree)
     return timed
 
 
@@ -131,10 +182,16 @@ def main() -> None:
     options = arguments(__doc__ or "")
     rounds, seconds = (3, 0.0005) if options.quick else (25, 0.01)
     found = libraries()
+    register_pair()
     results: dict[str, dict[str, dict[str, float]]] = {}
     for title, tree in trees(options.quick).items():
-        check(found, tree)
-        timed = {name: operations(library, tree) for name, library in found.items()}
+        able = {
+            name: library
+            for name, library in found.items()
+            if name != "dm-tree" or "dataclass" not in title  # which are leaves to it
+        }
+        check(able, tree)
+        timed = {name: operations(library, tree) for name, library in able.items()}
         print(f"\n{title}")
         for operation in timed["pytree_core"]:
             contenders = {name: t[operation] for name, t in timed.items() if operation in t}

@@ -248,3 +248,27 @@ def test_the_number_of_leaves_must_be_right():
     for leaves in ([], [1], [1, 2, 3], iter([1])):
         with pytest.raises(ValueError, match="expected 2 leaves, got"):
             pt.tree_unflatten(treespec, leaves)
+
+
+def test_a_namedtuple_class_that_changes_is_seen_anew():
+    pair = namedtuple("pair", ["a", "b"])
+    tree, fields = pair(1, 2), pair._fields
+    for _ in range(3):
+        assert pt.tree_leaves(tree) == [1, 2]
+    pair._fields = ("a",)
+    assert pt.tree_leaves(tree) == [tree]
+    pair._fields = fields
+    assert pt.tree_leaves(tree) == [1, 2]
+    del pair._fields
+    assert pt.tree_leaves([tree] * 2) == [tree] * 2
+
+
+def test_more_types_than_one_call_remembers_are_told_apart():
+    classes = [type(f"T{i}", (), {}) for i in range(40)]
+    tuples = [namedtuple(f"N{i}", "a") for i in range(40)]
+    tree = [[make(), named(make())] for make, named in zip(classes, tuples, strict=True)] * 3
+
+    leaves, treespec = pt.tree_flatten(tree)
+
+    assert leaves == [leaf for plain, named in tree for leaf in (plain, named.a)]
+    assert treespec.unflatten(leaves) == tree

@@ -85,6 +85,18 @@ bool push_values(KeyLayout *layout, PyObject *tree, Pending &pending) {
     return same;
 }
 
+/// Pushes the fields of a dataclass without static ones; false for another type or size.
+bool push_fields(const Node &node, PyObject *tree, Pending &pending) {
+    Registration registration{PyTuple_GET_ITEM(node.data, 0)};
+    PyObject *names = registration.subtrees();
+    if (names == nullptr || PyTuple_GET_SIZE(registration.statics()) != 0) return false;
+    if (static_cast<std::size_t>(PyTuple_GET_SIZE(names)) != node.arity) return false;
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
+        pending.push(owned(PyObject_GetAttr(tree, PyTuple_GET_ITEM(names, i))));
+    }
+    return true;
+}
+
 /// Pushes the children of `tree`, or returns how it differs from the node.
 nb::object push_children(const Node &node, PyObject *tree, Pending &pending) {
     if (is_mapping(node.kind) && is_mapping_type(Py_TYPE(tree))) {
@@ -104,6 +116,7 @@ nb::object push_children(const Node &node, PyObject *tree, Pending &pending) {
     }
     nb::object children;
     if (node.kind == Kind::Custom) {
+        if (push_fields(node, tree, pending)) return {};
         Parts parts = take_apart({PyTuple_GET_ITEM(node.data, 0)}, tree);
         auto size = static_cast<std::size_t>(PyTuple_GET_SIZE(parts.children.ptr()));
         if (size != node.arity) return expected_but_got(node, describe(Py_TYPE(tree), size));
