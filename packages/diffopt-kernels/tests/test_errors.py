@@ -1,5 +1,6 @@
 """What is refused, and in which words, on both paths."""
 
+import diffopt_kernels as dk
 import pytest
 import torch
 from diffopt_kernels import adam_step, adam_step_
@@ -98,6 +99,81 @@ def test_wrong_types_are_refused(path, arguments, message):
     with pytest.raises(TypeError) as error:
         call(**arguments)
     assert str(error.value) == message
+
+
+T = [torch.ones(2)]
+
+
+@pytest.mark.parametrize(
+    ("error", "take", "message"),
+    [
+        (
+            ValueError,
+            lambda: dk.sgd_step(T, T, 1, lr=0.1, nesterov=True),
+            "`nesterov` needs `momentum`, and no `dampening`.",
+        ),
+        (
+            ValueError,
+            lambda: dk.sgd_step_(T, T, T, 1, lr=0.1, momentum=0.9, dampening=0.1, nesterov=True),
+            "`nesterov` needs `momentum`, and no `dampening`.",
+        ),
+        (
+            TypeError,
+            lambda: dk.sgd_step(T, None, 1, lr=0.1, momentum=0.9),
+            "`momentum_buffers` must be a list of tensors, got NoneType.",
+        ),
+        (
+            ValueError,
+            lambda: dk.sgd_step(T, T, 1, lr=0.1, momentum=-0.9),
+            "`momentum` must be at least 0, got -0.9.",
+        ),
+        (
+            ValueError,
+            lambda: dk.sgd_step(T, None, 0, lr=0.1),
+            "`steps` must count from 1, got 0.",
+        ),
+        (
+            TypeError,
+            lambda: dk.rmsprop_step(T, T, lr=0.1, alpha=0.9, eps=1e-8, centered=True),
+            "`grad_avgs` must be a list of tensors, got NoneType.",
+        ),
+        (
+            ValueError,
+            lambda: dk.rmsprop_step(T, [torch.ones(3)], lr=0.1, alpha=0.9, eps=1e-8),
+            "`square_avgs[0]` must be shaped like `grads[0]`: got (3,), expected (2,).",
+        ),
+        (
+            ValueError,
+            lambda: dk.adagrad_step(T, [], 1, lr=0.1, eps=1e-8),
+            "`state_sums` must be as long as `grads`: got 0, expected 1.",
+        ),
+        (
+            ValueError,
+            lambda: dk.amsgrad_step(T, T, T, [T[0].double()], 1, lr=0.1, betas=(0, 0), eps=1),
+            "`max_exp_avg_sqs[0]` must have the dtype of `grads[0]`: "
+            "got torch.float64, expected torch.float32.",
+        ),
+        (
+            ValueError,
+            lambda: dk.lion_step(T, T, lr=0.1, betas=(0.9, 1.0)),
+            "`betas[1]` must be in [0, 1), got 1.",
+        ),
+        (
+            ValueError,
+            lambda: dk.lion_step(T, T, lr=0.1, betas=(0.9, 0.99), weight_decay=0.1),
+            "`params` must be given where there is `weight_decay`.",
+        ),
+        (
+            TypeError,
+            lambda: dk.lion_step([None], T, lr=0.1, betas=(0.9, 0.99)),
+            "`grads[0]` must be a tensor, got NoneType.",
+        ),
+    ],
+)
+def test_every_rule_names_what_is_wrong(path, error, take, message):
+    with pytest.raises(error) as raised:
+        take()
+    assert str(raised.value) == message
 
 
 def in_place(**changes):
