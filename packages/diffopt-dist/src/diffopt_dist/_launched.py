@@ -19,6 +19,16 @@ from diffopt_dist._world import worker_name
 def main(folder: Path, rank: int) -> None:
     """Join the world, run the function, leave its result or its traceback behind."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        result = _run(folder, rank)
+    except BaseException:
+        (folder / f"error{rank}").write_text(traceback.format_exc())
+        os._exit(1)  # the others must not wait for this one in a graceful shutdown
+    rpc.shutdown()
+    (folder / f"result{rank}").write_bytes(result)
+
+
+def _run(folder: Path, rank: int) -> bytes:
     sys.path[:], settings, job = cloudpickle.loads((folder / "job").read_bytes())
     if settings["threads"] is not None:
         torch.set_num_threads(settings["threads"])
@@ -34,14 +44,8 @@ def main(folder: Path, rank: int) -> None:
         rpc.init_rpc(
             worker_name(rank), rank=rank, world_size=world_size, rpc_backend_options=options
         )
-    try:
-        fn, args = cloudpickle.loads(job)
-        result = cloudpickle.dumps(fn(*args))
-    except BaseException:
-        (folder / f"error{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # the others must not wait for this one in a graceful shutdown
-    rpc.shutdown()
-    (folder / f"result{rank}").write_bytes(result)
+    fn, args = cloudpickle.loads(job)
+    return cloudpickle.dumps(fn(*args))
 
 
 def _end_with_parent() -> None:
