@@ -107,14 +107,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build all sdists and wheels into dist/, and test each wheel alone in a fresh environment."""
+    """Build all sdists and wheels into dist/, and test each (or those named) alone."""
     session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     for package in PACKAGES:
         session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{package}")
     session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
-    for package in PACKAGES:
+    for package in session.posargs or PACKAGES:
         home = Path(session.create_tmp()).resolve() / package
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(ROOT / "packages" / package / "tests", home / "tests")
