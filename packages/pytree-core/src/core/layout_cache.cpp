@@ -12,7 +12,8 @@ constexpr std::size_t kWays = 2;
 constexpr std::size_t kMaxKeys = std::size_t{1} << 18;
 
 struct Slot {
-    KeyLayout *layout;  // owned, or null
+    KeyLayout *layout;   // owned, or null
+    std::uint32_t mark;  // half of its hash, so that most others are told apart at once
     bool sorted;
 };
 
@@ -49,8 +50,9 @@ KeysInQuestion::KeysInQuestion(PyObject *const *keys, std::size_t size, bool sor
 
 nb::object KeysInQuestion::known() const {
     for (const Slot &slot : set_of(hash_).slots) {
-        bool same = slot.layout != nullptr && slot.layout->size() == size_ &&
-                    slot.sorted == sorted_ && std::equal(keys_, keys_ + size_, slot.layout->keys());
+        bool same = slot.mark == mark_of(hash_) && slot.layout != nullptr &&
+                    slot.layout->size() == size_ && slot.sorted == sorted_ &&
+                    std::equal(keys_, keys_ + size_, slot.layout->keys());
         if (same) return nb::borrow(reinterpret_cast<PyObject *>(slot.layout));
     }
     return {};
@@ -64,7 +66,8 @@ nb::object KeysInQuestion::make() const {
     if (keys_held + size_ > kMaxKeys) clear_layouts();
     Slot &slot = set.slots[set.next++ % kWays];
     vacate(slot);
-    slot = {reinterpret_cast<KeyLayout *>(nb::object(made).release().ptr()), sorted_};
+    slot = {reinterpret_cast<KeyLayout *>(nb::object(made).release().ptr()), mark_of(hash_),
+            sorted_};
     keys_held += size_;
     return made;
 }
