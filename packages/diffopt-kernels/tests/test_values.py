@@ -59,13 +59,15 @@ def test_equals_torch_optim_over_steps(path, case, maximize, in_place):
     if case.optim is None:
         assert case.name == "lion"  # which torch does not have
         return
-    for numbers in grid(case):
-        expected = [p.requires_grad_() for p in randoms()]
+    shapes = SHAPES[:4]
+    # In place, each flag with some of the others is enough: the loops are the same.
+    for numbers in itertools.islice(grid(case), 0, None, 3 if in_place else 1):
+        expected = [p.requires_grad_() for p in randoms(shapes)]
         actual = [p.detach().clone() for p in expected]
         optimizer = case.make_optimizer(expected, numbers, maximize=maximize)
         states = [[torch.zeros_like(p) for p in actual] for _ in case.states]
-        for step in range(1, 6):
-            grads = randoms(seed=step)
+        for step in range(1, 5):
+            grads = randoms(shapes, seed=step)
             for p, g in zip(expected, grads, strict=True):
                 p.grad = g.clone()
             optimizer.step()
