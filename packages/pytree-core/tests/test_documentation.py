@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib.metadata
 import inspect
 from pathlib import Path
 
@@ -84,3 +85,9 @@ def test_the_examples_of_the_readme_run_as_one_script(capsys):
     assert len(printed) == len(promised) > 2
     for text, start in zip(printed, promised, strict=True):
         assert text.startswith(start.removesuffix("..."))
+
+
+def test_the_version_is_that_of_the_package():
+    assert pt.__version__ == importlib.metadata.version("pytree-core")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pt.nothing  # noqa: B018

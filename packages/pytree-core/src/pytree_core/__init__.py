@@ -1,7 +1,5 @@
 """Trees of Python containers, taken apart into leaves and structure, and rebuilt."""
 
-import importlib.metadata
-
 from pytree_core import dataclasses as dataclasses
 from pytree_core._accessors import Accessor as Accessor
 from pytree_core._accessors import Attribute as Attribute
@@ -51,4 +49,13 @@ from pytree_core._transform import tree_map_ as tree_map_
 from pytree_core._transform import tree_transpose as tree_transpose
 from pytree_core._transform import tree_transpose_map as tree_transpose_map
 
-__version__ = importlib.metadata.version("pytree-core")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: to import the means takes longer than all else."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib.metadata
+
+    return importlib.metadata.version("pytree-core")
