@@ -136,9 +136,13 @@ def sanitize(session: nox.Session) -> None:
     rebuild = ("--force-reinstall", "--no-deps", "--no-cache-dir", "-C", "build-dir=build/sanitize")
     for package, option in zip(NATIVE, ("PYTREE_SANITIZE", "DIFFOPT_SANITIZE"), strict=True):
         session.install(*rebuild, "-C", f"cmake.define.{option}=ON", f"packages/{package}")
-    libasan = session.run("gcc", "-print-file-name=libasan.so", external=True, silent=True)
+    runtimes = [
+        session.run("gcc", f"-print-file-name={name}", external=True, silent=True)
+        # The second, because the first must find the C++ exceptions that it watches.
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     environment = {
-        "LD_PRELOAD": str(libasan).strip(),
+        "LD_PRELOAD": " ".join(str(path).strip() for path in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own, of which there are many
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONMALLOC": "malloc",  # so that each object is an allocation that can be watched

@@ -236,7 +236,7 @@ def test_backward_pass_below_a_graph_break_stays_out_of_dynamo():
     @torch.compiler.disable
     def fused(g):
         (u,), _, _ = adam_step([g[::2]], [0.1 * g[1::2]], [g[::2] ** 2 + 0.1], 2, **NUMBERS)
-        assert u.grad_fn.name() == "_FusedStepBackward"
+        assert u.grad_fn.name().endswith("StepBackward")
         return (u * u).sum()
 
     g = randoms(100)

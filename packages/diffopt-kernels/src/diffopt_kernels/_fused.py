@@ -38,7 +38,7 @@ def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Return the updates, then each column of new states."""
     tensors = [x for x in inputs if isinstance(x, Tensor)] if call.learned else inputs[call.width :]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return list(_apply(call, *inputs))
+        return list(_apply(call.rule)(call, *inputs))
     return _forward(call, inputs)
 
 
@@ -90,9 +90,13 @@ class _FusedStep(torch.autograd.Function):
         return (None, *_backward(ctx, cotangents))
 
 
-# torch.autograd.Function.apply without what it does for function transforms, of which none is
-# active here: about 10 microseconds a step.
-_apply: Any = super(torch.autograd.Function, _FusedStep).apply  # type: ignore[misc]
+@functools.cache
+def _apply(rule: Rule) -> Callable[..., Any]:
+    """Return the application of a rule's own node, whose name tells whose step it is."""
+    node = type(f"{rule.name.capitalize()}Step", (_FusedStep,), {})
+    # torch.autograd.Function.apply without what it does for function transforms, of which none is
+    # active here: about 10 microseconds a step.
+    return super(torch.autograd.Function, node).apply  # type: ignore[misc]
 
 
 @untraced
