@@ -36,7 +36,7 @@ def register_pair() -> None:
     """Make `Pair` a node of every library that has such nodes."""
     pytree_core.dataclasses.register_node(Pair)
     with contextlib.suppress(ImportError):
-        import jax
+        import jax  # pyright: ignore[reportMissingImports]
 
         jax.tree_util.register_dataclass(Pair, ["x", "y"], [])
     with contextlib.suppress(ImportError):

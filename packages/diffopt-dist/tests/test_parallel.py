@@ -52,6 +52,18 @@ def test_values_gradients_and_second_derivatives_equal_those_of_a_local_call():
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_gradcheck_and_gradgradcheck_of_a_parallel_call():
+    def main():
+        f = parallelize(lambda x, w: (x @ w).sin().sum() * w[0], reducer=sum_reducer)
+        x = torch.tensor([[0.3, -0.5], [0.7, 0.2], [-0.1, 0.4]], dtype=torch.float64)
+        w = torch.tensor([0.6, -0.8], dtype=torch.float64, requires_grad=True)
+        inputs = (x.requires_grad_(), w)
+        call = lambda x, w: f(x, replicate(w))  # noqa: E731
+        return torch.autograd.gradcheck(call, inputs), torch.autograd.gradgradcheck(call, inputs)
+
+    assert on_rank_zero(main) == (True, True)
+
+
 def test_a_meta_gradient_through_inner_steps_on_the_workers_equals_the_local_one():
     def main():
         def adapted_loss(w, x):
