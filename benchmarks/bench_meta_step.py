@@ -46,7 +46,7 @@ def loss_of(module: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
 def by_unroll(module: nn.Module, support: Batch, query: Batch, steps: int) -> tuple[Tensor, ...]:
     """Our functional inner loop."""
     params = dict(module.named_parameters())
-    loss = lambda p, batch: loss_of(lambda x: functional_call(module, p, (x,)), batch)  # noqa: E731
+    loss = lambda p, batch: loss_of(lambda x: functional_call(module, p, (x,)), batch)
     end = unroll(
         lambda p: loss(p, support), adam(LR, eps=EPS, eps_root=EPS_ROOT), params, steps=steps
     ).params

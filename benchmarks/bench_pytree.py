@@ -64,7 +64,7 @@ def libraries() -> dict[str, Library]:
     paths = (*names, "tree_flatten_with_path", "tree_map_with_path")
     add("optree", "optree", lambda m: {name: getattr(m, name) for name in paths})
     add("jax", "jax.tree_util", lambda m: {name: getattr(m, name) for name in paths})
-    torch_order = lambda m: lambda spec, leaves: m.tree_unflatten(leaves, spec)  # noqa: E731
+    torch_order = lambda m: lambda spec, leaves: m.tree_unflatten(leaves, spec)
     add(
         "torch",
         "torch.utils._pytree",
@@ -80,11 +80,11 @@ def libraries() -> dict[str, Library]:
 def resnet(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, Any]:
     """A nested dict shaped like a ResNet's state: 122 leaves for ResNet18, 932 for ResNet152."""
     leaf = iter(range(10**6))
-    norm = lambda: {  # noqa: E731
+    norm = lambda: {
         key: next(leaf)
         for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     }
-    convolution = lambda: {"weight": next(leaf)}  # noqa: E731
+    convolution = lambda: {"weight": next(leaf)}
     tree: dict[str, Any] = {"conv1": convolution(), "bn1": norm()}
     for stage, count in enumerate(blocks, start=1):
         layer = tree[f"layer{stage}"] = {}

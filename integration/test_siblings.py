@@ -28,7 +28,7 @@ def test_implicit_and_unrolled_hypergradients_meet_at_the_solution():
     damping = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
     def solve(start, damping):
-        loss = lambda w: ridge_loss(w, damping, x, y)  # noqa: E731
+        loss = lambda w: ridge_loss(w, damping, x, y)
         return unroll(loss, sgd(lr=0.5), start, steps=400).params
 
     implicit = custom_root(torch.func.grad(lambda w, d: ridge_loss(w, d, x, y)))(solve)
@@ -67,7 +67,7 @@ def test_meta_gradients_of_tasks_in_other_processes_equal_those_made_here():
         def mean_adapted_loss(params, tasks):
             losses = []
             for task in tasks:
-                loss = lambda p, task=task: (task @ p["w"] + p["b"]).tanh().square().mean()  # noqa: E731
+                loss = lambda p, task=task: (task @ p["w"] + p["b"]).tanh().square().mean()
                 losses.append(loss(unroll(loss, adam(0.1), params, steps=3).params))
             return torch.stack(losses).mean()
 

@@ -58,7 +58,7 @@ def test_gradcheck_and_gradgradcheck_of_a_parallel_call():
         x = torch.tensor([[0.3, -0.5], [0.7, 0.2], [-0.1, 0.4]], dtype=torch.float64)
         w = torch.tensor([0.6, -0.8], dtype=torch.float64, requires_grad=True)
         inputs = (x.requires_grad_(), w)
-        call = lambda x, w: f(x, replicate(w))  # noqa: E731
+        call = lambda x, w: f(x, replicate(w))
         return torch.autograd.gradcheck(call, inputs), torch.autograd.gradgradcheck(call, inputs)
 
     assert on_rank_zero(main) == (True, True)

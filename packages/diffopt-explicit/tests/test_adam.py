@@ -77,7 +77,7 @@ def test_hypergradients_equal_central_differences(recipe, name):
         h = {**HYPERPARAMETERS, name: value}
         betas = (h.pop("beta1"), h.pop("beta2"))
         tx = recipe(betas=betas, **h)
-        loss = lambda w: ((w - target) ** 4).sum()  # noqa: E731
+        loss = lambda w: ((w - target) ** 4).sum()
         return (unroll(loss, tx, start, steps=4).params * target).sum()
 
     value, h = HYPERPARAMETERS[name], 1e-5

@@ -49,7 +49,7 @@ STEPS = 8  # enough for the variance of radam to be judged
 
 def end(make, start, *numbers):
     target = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
-    loss = lambda w: ((w - target) ** 4).sum()  # noqa: E731
+    loss = lambda w: ((w - target) ** 4).sum()
     return unroll(loss, make(*numbers), start, steps=STEPS).params
 
 
@@ -79,7 +79,7 @@ def test_gradcheck_and_gradgradcheck_in_the_start_and_the_learning_rate(name):
     make, values = RECIPES[name]
     start = torch.tensor([-0.7, 0.3, 1.1], dtype=torch.float64, requires_grad=True)
     lr = torch.tensor(values[0], dtype=torch.float64, requires_grad=True)
-    f = lambda start, lr: end(make, start, lr, *values[1:])  # noqa: E731
+    f = lambda start, lr: end(make, start, lr, *values[1:])
 
     assert torch.autograd.gradcheck(f, (start, lr))
     assert torch.autograd.gradgradcheck(f, (start, lr))

@@ -78,7 +78,7 @@ def test_first_order_gradients_equal_those_by_autograd():
 
 def test_aux_of_any_kind_passes_out_of_a_transform():
     def outer(start):
-        loss = lambda w: (w.square().sum(), {"w": w, "note": ["text", None]})  # noqa: E731
+        loss = lambda w: (w.square().sum(), {"w": w, "note": ["text", None]})
         result = unroll(loss, sgd(0.1), start, steps=2, aux=True)
         assert [kept["note"] for kept in result.aux] == [["text", None]] * 2
         return sum(kept["w"].sum() for kept in result.aux)

@@ -74,7 +74,7 @@ def test_learned_learning_rate_gets_the_closed_form_hypergradient(start):
 
 def test_truncation_keeps_the_last_steps_only(start):
     lr = tensor(0.01, requires_grad=True)
-    loss = lambda w: square(w, A)  # noqa: E731
+    loss = lambda w: square(w, A)
     whole = unroll(loss, sgd(lr, momentum=0.9), start, steps=5)
     cut = unroll(loss, sgd(lr, momentum=0.9), start, steps=5, truncate=2)
     head = unroll(loss, sgd(lr.detach(), momentum=0.9), start.detach(), steps=3)

@@ -66,7 +66,7 @@ def test_all_prefix_errors_are_listed_from_left_to_right():
 
 @given(trees)
 def test_maps_over_prefixes_are_maps_over_broadcast_trees(tree):
-    pairs = lambda *row: row  # noqa: E731
+    pairs = lambda *row: row
     whole = pt.tree_map(lambda x: [x, (x,)], tree, is_leaf=lambda _: False)
     expected = pt.tree_map(pairs, pt.tree_broadcast_prefix(tree, whole), whole)
 
@@ -82,7 +82,7 @@ def test_maps_over_prefixes_are_maps_over_broadcast_trees(tree):
 
 
 def test_each_of_several_trees_may_be_the_prefix():
-    add = lambda *row: sum(row)  # noqa: E731
+    add = lambda *row: sum(row)
     assert pt.tree_broadcast_map(add, (1, [2, 3]), ([10, 20], 30), 100) == (
         [111, 121],
         [132, 133],

@@ -93,6 +93,6 @@ def test_what_runs_inside_a_graph_agrees_with_the_core(kind):
         *found, spec = ours(tree)
         assert found == expected
         assert repr(spec) == repr(theirs_spec)
-    pairs = lambda *row: row  # noqa: E731
+    pairs = lambda *row: row
     mapped = [f(pairs, tree, tree) for f in (pt.tree_map_with_path, reference.tree_map_with_path)]
     assert pt.tree_leaves(mapped[0]) == pt.tree_leaves(mapped[1])

@@ -27,7 +27,7 @@ def test_combine_undoes_partition(tree):
 
 @given(trees)
 def test_a_filter_is_the_first_half_of_a_partition(tree):
-    is_int = lambda x: isinstance(x, int)  # noqa: E731
+    is_int = lambda x: isinstance(x, int)
     for fillvalue in (None, "hole"):
         half, _ = pt.tree_partition(is_int, tree, fillvalue)
         kept = pt.tree_filter(is_int, tree, fillvalue)
