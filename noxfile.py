@@ -81,8 +81,7 @@ def add_package_tests(package: str) -> None:
     @nox.session(name=f"tests-{package}")
     def package_tests(session: nox.Session) -> None:
         *needed, _ = siblings(package)
-        install(session, *needed)
-        install(session, package, extras="[test]")
+        install(session, *needed, also=(f"{wheel(session, package)}[test]",))
         run_tests(session, package)
 
     package_tests.__doc__ = f"The tests of {package} alone, with only what it declares installed."
