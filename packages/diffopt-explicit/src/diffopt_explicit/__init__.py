@@ -2,8 +2,8 @@
 
 from importlib.metadata import version
 
-from diffopt_explicit._adam import Adam as Adam
 from diffopt_explicit._adam import AdamState as AdamState
+from diffopt_explicit._adam import FusedAdam as FusedAdam
 from diffopt_explicit._apply import apply_updates as apply_updates
 from diffopt_explicit._chain import Chain as Chain
 from diffopt_explicit._chain import chain as chain

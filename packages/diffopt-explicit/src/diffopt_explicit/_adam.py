@@ -31,7 +31,7 @@ class AdamState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adam:
+class FusedAdam:
     """Adam, from gradients to the updates of the parameters, in one call for all of them.
 
     For a gradient ``g`` in a parameter's step ``t = 1, 2, ...``::

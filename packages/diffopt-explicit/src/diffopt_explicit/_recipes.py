@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffopt_explicit._adam import Adam
+from diffopt_explicit._adam import FusedAdam
 from diffopt_explicit._chain import Chain, chain
 from diffopt_explicit._decay import add_decayed_weights
 from diffopt_explicit._hyperparameter import Hyperparameter, is_zero
@@ -74,7 +74,7 @@ def adam(
     *,
     eps_root: Hyperparameter = 0.0,
     maximize: bool = False,
-) -> Adam:
+) -> FusedAdam:
     """Adam, as ``torch.optim.Adam``: one fused call a step where `diffopt_kernels` is installed.
 
     Every hyperparameter is a number, a 0-d tensor, or a schedule from the step (0, 1, ...)
@@ -102,7 +102,7 @@ def adam(
 
     Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1.
     """
-    return Adam(lr, betas, eps, weight_decay, False, eps_root, maximize)
+    return FusedAdam(lr, betas, eps, weight_decay, False, eps_root, maximize)
 
 
 def adamw(
@@ -113,7 +113,7 @@ def adamw(
     *,
     eps_root: Hyperparameter = 0.0,
     maximize: bool = False,
-) -> Adam:
+) -> FusedAdam:
     """Adam with decoupled weight decay, as ``torch.optim.AdamW``.
 
     Arguments are those of `adam`; `weight_decay` shrinks the weights themselves, by
@@ -128,7 +128,7 @@ def adamw(
 
     Source: Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
-    return Adam(lr, betas, eps, weight_decay, True, eps_root, maximize)
+    return FusedAdam(lr, betas, eps, weight_decay, True, eps_root, maximize)
 
 
 def rmsprop(
