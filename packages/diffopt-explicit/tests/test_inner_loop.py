@@ -223,7 +223,7 @@ def test_untracked_steps_are_the_same_and_keep_no_graph():
     assert torch.equal(*ends)
     assert not ends[0].is_leaf
     assert ends[1].is_leaf
-    assert not opt.state.exp_avg["weight"].requires_grad
+    assert not opt.state[0].slots[0]["weight"].requires_grad
 
 
 def test_first_order_steps_leave_out_second_derivatives():

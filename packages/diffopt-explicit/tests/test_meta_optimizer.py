@@ -57,7 +57,7 @@ def test_reset_gives_back_the_very_first_parameters():
     optimizer.reset()
 
     assert all(a is b for a, b in zip(before, module.parameters(), strict=True))
-    assert optimizer.state.step == 0
+    assert optimizer.state[0].step == 0
     assert copy.deepcopy(module)(X).shape == (3, 4)
     assert torch.optim.SGD(module.parameters())
 

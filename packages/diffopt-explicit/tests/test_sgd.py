@@ -2,6 +2,8 @@ import pytest
 import torch
 from diffopt_explicit import sgd, unroll
 
+pytestmark = pytest.mark.usefixtures("path")
+
 N, ETA, MU = 4, 0.07, 0.6
 
 

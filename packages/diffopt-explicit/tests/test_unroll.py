@@ -105,7 +105,7 @@ def test_without_grad_mode_the_same_steps_leave_no_graph(start):
 
     assert not untracked.params.requires_grad
     assert not untracked.losses.requires_grad
-    assert not any(leaf.requires_grad for leaf in (untracked.opt_state.exp_avg,))
+    assert not any(leaf.requires_grad for leaf in untracked.opt_state[0].slots)
     assert torch.equal(untracked.params, tracked.params)
 
 

@@ -2,8 +2,6 @@
 
 from importlib.metadata import version
 
-from diffopt_explicit._adam import AdamState as AdamState
-from diffopt_explicit._adam import FusedAdam as FusedAdam
 from diffopt_explicit._apply import apply_updates as apply_updates
 from diffopt_explicit._chain import Chain as Chain
 from diffopt_explicit._chain import chain as chain
@@ -15,8 +13,6 @@ from diffopt_explicit._clip import clip as clip
 from diffopt_explicit._clip import clip_by_global_norm as clip_by_global_norm
 from diffopt_explicit._decay import AddDecayedWeights as AddDecayedWeights
 from diffopt_explicit._decay import add_decayed_weights as add_decayed_weights
-from diffopt_explicit._elementwise import Elementwise as Elementwise
-from diffopt_explicit._elementwise import ElementwiseState as ElementwiseState
 from diffopt_explicit._from_torch import from_torch as from_torch
 from diffopt_explicit._hyperparameter import Hyperparameter as Hyperparameter
 from diffopt_explicit._inner_loop import FunctionalModule as FunctionalModule
@@ -26,10 +22,12 @@ from diffopt_explicit._meta_optimizer import MetaAdam as MetaAdam
 from diffopt_explicit._meta_optimizer import MetaAdamW as MetaAdamW
 from diffopt_explicit._meta_optimizer import MetaOptimizer as MetaOptimizer
 from diffopt_explicit._meta_optimizer import MetaSGD as MetaSGD
+from diffopt_explicit._moments import ScaleByAdam as ScaleByAdam
 from diffopt_explicit._moments import ScaleByAdamax as ScaleByAdamax
 from diffopt_explicit._moments import ScaleByAMSGrad as ScaleByAMSGrad
 from diffopt_explicit._moments import ScaleByNAdam as ScaleByNAdam
 from diffopt_explicit._moments import ScaleByRAdam as ScaleByRAdam
+from diffopt_explicit._moments import scale_by_adam as scale_by_adam
 from diffopt_explicit._moments import scale_by_adamax as scale_by_adamax
 from diffopt_explicit._moments import scale_by_amsgrad as scale_by_amsgrad
 from diffopt_explicit._moments import scale_by_nadam as scale_by_nadam
@@ -51,6 +49,8 @@ from diffopt_explicit._recipes import radam as radam
 from diffopt_explicit._recipes import rmsprop as rmsprop
 from diffopt_explicit._recipes import rprop as rprop
 from diffopt_explicit._recipes import sgd as sgd
+from diffopt_explicit._rule import Rule as Rule
+from diffopt_explicit._rule import RuleState as RuleState
 from diffopt_explicit._scale import Scale as Scale
 from diffopt_explicit._scale import ScaleByLearningRate as ScaleByLearningRate
 from diffopt_explicit._scale import scale as scale

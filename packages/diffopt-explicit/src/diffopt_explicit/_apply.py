@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pytree_core import tree_map
 from torch import Tensor
 
 from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import tree_map
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:

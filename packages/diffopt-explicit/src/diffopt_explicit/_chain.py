@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diffopt_explicit import _fused as fused
 from diffopt_explicit._transform import Transform, Tree
 
 
@@ -31,6 +32,9 @@ class Chain:
                 f"This chain has {len(self.transforms)} transforms, but the state is that of "
                 f"{len(state)}. Use the state that this very chain's `init` or `update` returned."
             )
+        whole = fused.update(self.transforms, updates, state, params)
+        if whole is not None:
+            return whole
         after = []
         for transform, before in zip(self.transforms, state, strict=True):
             updates, new = transform.update(updates, before, params, **extra)

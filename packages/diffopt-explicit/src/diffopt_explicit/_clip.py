@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytree_core import tree_leaves
 from torch import Tensor
 
-from diffopt_explicit._elementwise import safe_sqrt
 from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
-from diffopt_explicit._stepwise import Stepwise, required
+from diffopt_explicit._parameters import required
+from diffopt_explicit._rule import safe_sqrt
+from diffopt_explicit._stepwise import Stepwise
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import map_present
+from diffopt_explicit._trees import map_present, tree_leaves
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
-from diffopt_explicit._stepwise import Stepwise, required
+from diffopt_explicit._hyperparameter import Hyperparameter, Scalar, check_range, everywhere
+from diffopt_explicit._parameters import required
+from diffopt_explicit._stepwise import Stepwise
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present
 
@@ -28,12 +29,12 @@ class AddDecayedWeights(Stepwise):
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Add the decayed weights."""
         params = required(params, "`add_decayed_weights`")
-        decay = at_step(self.weight_decay, step)
+        decays = everywhere(self.weight_decay, step, updates)
 
-        def add(update: Tensor, param: Tensor) -> Tensor:
-            return update + decay * param
+        def add(update: Tensor, param: Tensor, decay: Scalar) -> Tensor:
+            return (update + decay * param).to(update.dtype)
 
-        return map_present(add, updates, params)
+        return map_present(add, updates, params, decays)
 
 
 def add_decayed_weights(weight_decay: Hyperparameter) -> AddDecayedWeights:

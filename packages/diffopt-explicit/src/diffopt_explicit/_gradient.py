@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytree_core import tree_flatten, tree_map, tree_unflatten
 from torch import Tensor
 
 from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import tree_flatten, tree_map, tree_unflatten
 
 
 def require_grad(params: Tree) -> Tree:

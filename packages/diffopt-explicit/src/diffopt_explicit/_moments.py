@@ -1,4 +1,4 @@
-"""Scaling by two moments, beyond Adam: AMSGrad, Adamax, NAdam, RAdam."""
+"""Scaling by two moments: Adam, AMSGrad, Adamax, NAdam, RAdam."""
 
 from __future__ import annotations
 
@@ -8,14 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_explicit._elementwise import Elementwise, Slots, numbers, safe_sqrt
 from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._rule import Rule, Slots, numbers, safe_sqrt
 
 Betas = tuple[Hyperparameter, Hyperparameter]
 
 
 @dataclass(frozen=True)
-class ScaleByAMSGrad(Elementwise):
+class ScaleByAdam(Rule):
+    """The first moment over the root of the second; see `scale_by_adam`."""
+
+    betas: Betas = (0.9, 0.999)
+    eps: Hyperparameter = 1e-8
+    eps_root: Hyperparameter = 0.0
+
+    def __post_init__(self) -> None:
+        check_moments(self.betas, self.eps)
+        check_range("eps_root", self.eps_root, 0)
+
+    def begin(self, zeros: Tensor) -> Slots:
+        """Return zero moments."""
+        return zeros, zeros
+
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
+        """Take one step."""
+        m, v, m_scale, v_scale = moments(g, slots, self.betas, t)
+        eps, eps_root = numbers(self.eps, self.eps_root)
+        return m * m_scale / (safe_sqrt(v * v_scale + eps_root) + eps), (m, v)
+
+
+@dataclass(frozen=True)
+class ScaleByAMSGrad(Rule):
     """Adam's step with the largest second moment so far; see `scale_by_amsgrad`."""
 
     betas: Betas = (0.9, 0.999)
@@ -28,7 +51,7 @@ class ScaleByAMSGrad(Elementwise):
         """Return zero moments."""
         return zeros, zeros, zeros
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         m, v, m_scale, v_scale = moments(g, slots, self.betas, t)
         (eps,) = numbers(self.eps)
@@ -37,7 +60,7 @@ class ScaleByAMSGrad(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByAdamax(Elementwise):
+class ScaleByAdamax(Rule):
     """The first moment over the largest recent gradient; see `scale_by_adamax`."""
 
     betas: Betas = (0.9, 0.999)
@@ -50,7 +73,7 @@ class ScaleByAdamax(Elementwise):
         """Return zero moments."""
         return zeros, zeros
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         beta1, beta2, eps = numbers(*self.betas, self.eps)
         m = beta1 * slots[0] + (1 - beta1) * g
@@ -62,7 +85,7 @@ class ScaleByAdamax(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByNAdam(Elementwise):
+class ScaleByNAdam(Rule):
     """Adam's step with Nesterov's momentum; see `scale_by_nadam`."""
 
     betas: Betas = (0.9, 0.999)
@@ -77,7 +100,7 @@ class ScaleByNAdam(Elementwise):
         """Return zero moments, and the product of no momenta."""
         return zeros, zeros, zeros.new_ones(())
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         m, v, _, v_scale = moments(g, slots, self.betas, t)
         beta1, decay, eps = numbers(self.betas[0], self.momentum_decay, self.eps)
@@ -88,7 +111,7 @@ class ScaleByNAdam(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByRAdam(Elementwise):
+class ScaleByRAdam(Rule):
     """Adam's step once its variance can be judged; see `scale_by_radam`."""
 
     betas: Betas = (0.9, 0.999)
@@ -101,7 +124,7 @@ class ScaleByRAdam(Elementwise):
         """Return zero moments."""
         return zeros, zeros
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         m, v, m_scale, v_scale = moments(g, slots, self.betas, t)
         beta2, eps = numbers(self.betas[1], self.eps)
@@ -113,6 +136,34 @@ class ScaleByRAdam(Elementwise):
         # Here `eps` is added to the root before its bias is corrected, as torch.optim does.
         adapted = v_scale**-0.5 / (safe_sqrt(v) + eps)
         return m * m_scale * share**0.5 * adapted, (m, v)
+
+
+def scale_by_adam(
+    betas: Betas = (0.9, 0.999), eps: Hyperparameter = 1e-8, eps_root: Hyperparameter = 0.0
+) -> ScaleByAdam:
+    """Divide the first moment of gradients by the root of the second.
+
+    For a gradient ``g`` in a parameter's step ``t = 1, 2, ...``::
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g**2
+        update = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t) + eps_root) + eps)
+
+    Args:
+        betas: Decay rates of the two moments, each in [0, 1).
+        eps: Added to the root of the second moment.
+        eps_root: Added under the root.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import scale_by_adam
+        >>> tx = scale_by_adam()
+        >>> tx.update([torch.tensor([3.0, 0.0])], tx.init([torch.zeros(2)]))[0]
+        [tensor([1., 0.])]
+
+    Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1.
+    """
+    return ScaleByAdam(betas, eps, eps_root)
 
 
 def scale_by_amsgrad(betas: Betas = (0.9, 0.999), eps: Hyperparameter = 1e-8) -> ScaleByAMSGrad:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pytree_core import tree_leaves, tree_map
-
 from diffopt_explicit._transform import Transform, Tree
+from diffopt_explicit._trees import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Optimizers under the names, defaults and numerics of `torch.optim`."""
+"""Optimizers under the names, defaults and numerics of `torch.optim`: chains of their parts."""
 
 from __future__ import annotations
 
-from diffopt_explicit._adam import FusedAdam
 from diffopt_explicit._chain import Chain, chain
 from diffopt_explicit._decay import add_decayed_weights
 from diffopt_explicit._hyperparameter import Hyperparameter, is_zero
 from diffopt_explicit._moments import (
+    scale_by_adam,
     scale_by_adamax,
     scale_by_amsgrad,
     scale_by_nadam,
@@ -16,11 +16,11 @@ from diffopt_explicit._scale import scale, scale_by_learning_rate
 from diffopt_explicit._signs import scale_by_lion, scale_by_rprop
 from diffopt_explicit._squares import scale_by_adadelta, scale_by_adagrad, scale_by_rms
 from diffopt_explicit._trace import trace
-from diffopt_explicit._transform import Transform, Tree
+from diffopt_explicit._transform import Transform
 
 
 def sgd(
-    lr: Hyperparameter | Tree = 1e-3,
+    lr: Hyperparameter = 1e-3,
     momentum: Hyperparameter = 0.0,
     dampening: Hyperparameter = 0.0,
     weight_decay: Hyperparameter = 0.0,
@@ -67,15 +67,15 @@ def sgd(
 
 
 def adam(
-    lr: Hyperparameter | Tree = 1e-3,
+    lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
     *,
     eps_root: Hyperparameter = 0.0,
     maximize: bool = False,
-) -> FusedAdam:
-    """Adam, as ``torch.optim.Adam``: one fused call a step where `diffopt_kernels` is installed.
+) -> Chain:
+    """Adam, as ``torch.optim.Adam``: `scale_by_adam`.
 
     Every hyperparameter is a number, a 0-d tensor, or a schedule from the step (0, 1, ...)
     to either. A tensor that requires grad gets its exact hypergradient. Meta-gradients are
@@ -102,18 +102,18 @@ def adam(
 
     Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1.
     """
-    return FusedAdam(lr, betas, eps, weight_decay, False, eps_root, maximize)
+    return _with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, False, maximize)
 
 
 def adamw(
-    lr: Hyperparameter | Tree = 1e-3,
+    lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 1e-2,
     *,
     eps_root: Hyperparameter = 0.0,
     maximize: bool = False,
-) -> FusedAdam:
+) -> Chain:
     """Adam with decoupled weight decay, as ``torch.optim.AdamW``.
 
     Arguments are those of `adam`; `weight_decay` shrinks the weights themselves, by
@@ -128,11 +128,11 @@ def adamw(
 
     Source: Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
-    return FusedAdam(lr, betas, eps, weight_decay, True, eps_root, maximize)
+    return _with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, True, maximize)
 
 
 def rmsprop(
-    lr: Hyperparameter | Tree = 1e-2,
+    lr: Hyperparameter = 1e-2,
     alpha: Hyperparameter = 0.99,
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
@@ -159,7 +159,7 @@ def rmsprop(
 
 
 def adagrad(
-    lr: Hyperparameter | Tree = 1e-2,
+    lr: Hyperparameter = 1e-2,
     lr_decay: Hyperparameter = 0.0,
     weight_decay: Hyperparameter = 0.0,
     initial_accumulator_value: float = 0.0,
@@ -183,7 +183,7 @@ def adagrad(
 
 
 def adadelta(
-    lr: Hyperparameter | Tree = 1.0,
+    lr: Hyperparameter = 1.0,
     rho: Hyperparameter = 0.9,
     eps: Hyperparameter = 1e-6,
     weight_decay: Hyperparameter = 0.0,
@@ -206,7 +206,7 @@ def adadelta(
 
 
 def amsgrad(
-    lr: Hyperparameter | Tree = 1e-3,
+    lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
@@ -230,7 +230,7 @@ def amsgrad(
 
 
 def adamax(
-    lr: Hyperparameter | Tree = 2e-3,
+    lr: Hyperparameter = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
@@ -252,7 +252,7 @@ def adamax(
 
 
 def nadam(
-    lr: Hyperparameter | Tree = 2e-3,
+    lr: Hyperparameter = 2e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
@@ -277,7 +277,7 @@ def nadam(
 
 
 def radam(
-    lr: Hyperparameter | Tree = 1e-3,
+    lr: Hyperparameter = 1e-3,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
@@ -321,7 +321,7 @@ def rprop(
 
 
 def lion(
-    lr: Hyperparameter | Tree = 1e-4,
+    lr: Hyperparameter = 1e-4,
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
     weight_decay: Hyperparameter = 0.0,
     *,
@@ -350,7 +350,7 @@ def _before(weight_decay: Hyperparameter, maximize: bool) -> list[Transform]:
 
 def _with_decay(
     rule: Transform,
-    lr: Hyperparameter | Tree,
+    lr: Hyperparameter,
     weight_decay: Hyperparameter,
     decoupled: bool,
     maximize: bool,

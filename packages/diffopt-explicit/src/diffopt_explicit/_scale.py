@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
+from diffopt_explicit._hyperparameter import Hyperparameter, check_range, everywhere
 from diffopt_explicit._stepwise import Stepwise
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present
@@ -27,8 +25,8 @@ class Scale(Stepwise):
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the factor."""
-        factor = at_step(self.factor, step)
-        return map_present(lambda u: factor * u, updates)
+        factors = everywhere(self.factor, step, updates)
+        return map_present(lambda u, factor: (factor * u).to(u.dtype), updates, factors)
 
 
 @dataclass(frozen=True)
@@ -40,23 +38,15 @@ class ScaleByLearningRate(Stepwise):
             like the parameters (Meta-SGD), each tensor broadcasting against its parameter.
     """
 
-    lr: Hyperparameter | Tree
+    lr: Hyperparameter
 
     def __post_init__(self) -> None:
-        if not is_tree(self.lr):
-            check_range("lr", self.lr, 0)
+        check_range("lr", self.lr, 0)
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the negative learning rate."""
-        if is_tree(self.lr):
-            return map_present(lambda u, lr: -lr * u, updates, self.lr)
-        lr = at_step(self.lr, step)
-        return map_present(lambda u: -lr * u, updates)
-
-
-def is_tree(lr: Hyperparameter | Tree) -> bool:
-    """Whether a learning rate is one of many: neither a number nor a tensor nor a schedule."""
-    return not isinstance(lr, int | float | Tensor) and not callable(lr)
+        rates = everywhere(self.lr, step, updates)
+        return map_present(lambda u, lr: (-lr * u).to(u.dtype), updates, rates)
 
 
 def scale(factor: Hyperparameter) -> Scale:
@@ -72,7 +62,7 @@ def scale(factor: Hyperparameter) -> Scale:
     return Scale(factor)
 
 
-def scale_by_learning_rate(lr: Hyperparameter | Tree) -> ScaleByLearningRate:
+def scale_by_learning_rate(lr: Hyperparameter) -> ScaleByLearningRate:
     """Multiply updates by ``-lr``, so that adding them descends.
 
     Args:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffopt_explicit._elementwise import Elementwise, Slots, numbers
 from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._rule import Rule, Slots, numbers
 
 
 @dataclass(frozen=True)
-class ScaleByLion(Elementwise):
+class ScaleByLion(Rule):
     """The sign of an interpolated momentum; see `scale_by_lion`."""
 
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)
@@ -25,7 +25,7 @@ class ScaleByLion(Elementwise):
         """Return zero momentum."""
         return (zeros,)
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         beta1, beta2 = numbers(*self.betas)
         update = (beta1 * slots[0] + (1 - beta1) * g).sign()
@@ -33,7 +33,7 @@ class ScaleByLion(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByRprop(Elementwise):
+class ScaleByRprop(Rule):
     """Signs times step sizes that grow and shrink; see `scale_by_rprop`."""
 
     lr: Hyperparameter = 1e-2
@@ -49,7 +49,7 @@ class ScaleByRprop(Elementwise):
         """Return no gradient before, and no step size yet."""
         return zeros, zeros
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         lr, shrink, grow = numbers(self.lr, *self.etas)
         before, size = slots

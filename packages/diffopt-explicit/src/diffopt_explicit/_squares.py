@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffopt_explicit._elementwise import Elementwise, Slots, numbers, safe_sqrt
 from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._rule import Rule, Slots, numbers, safe_sqrt
 
 
 @dataclass(frozen=True)
-class ScaleByRMS(Elementwise):
+class ScaleByRMS(Rule):
     """Gradients over the root of their decaying mean square; see `scale_by_rms`."""
 
     alpha: Hyperparameter = 0.99
@@ -27,7 +27,7 @@ class ScaleByRMS(Elementwise):
         """Return zero means."""
         return (zeros, zeros) if self.centered else (zeros,)
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         alpha, eps = numbers(self.alpha, self.eps)
         v = alpha * slots[0] + (1 - alpha) * g * g
@@ -38,7 +38,7 @@ class ScaleByRMS(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByAdagrad(Elementwise):
+class ScaleByAdagrad(Rule):
     """Gradients over the root of their sum of squares; see `scale_by_adagrad`."""
 
     lr_decay: Hyperparameter = 0.0
@@ -54,7 +54,7 @@ class ScaleByAdagrad(Elementwise):
         """Return sums with the initial value."""
         return (torch.full_like(zeros, self.initial_accumulator_value),)
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         lr_decay, eps = numbers(self.lr_decay, self.eps)
         total = slots[0] + g * g
@@ -62,7 +62,7 @@ class ScaleByAdagrad(Elementwise):
 
 
 @dataclass(frozen=True)
-class ScaleByAdadelta(Elementwise):
+class ScaleByAdadelta(Rule):
     """Gradients by the ratio of past updates to past gradients; see `scale_by_adadelta`."""
 
     rho: Hyperparameter = 0.9
@@ -76,7 +76,7 @@ class ScaleByAdadelta(Elementwise):
         """Return zero means."""
         return zeros, zeros
 
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Take one step."""
         rho, eps = numbers(self.rho, self.eps)
         v = rho * slots[0] + (1 - rho) * g * g

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
+from diffopt_explicit._parameters import check_alike, check_params
 from diffopt_explicit._transform import Tree
 
 
@@ -19,21 +20,16 @@ class Stepwise(ABC):
 
     def init(self, params: Tree) -> StepState:
         """Return the state before the first step."""
+        check_params(params)
         return StepState(0)
 
     def update(
         self, updates: Tree, state: StepState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StepState]:
         """Return the transformed updates, and the state after this step."""
+        check_alike(updates, params)
         return self.at(state.step, updates, params), StepState(state.step + 1)
 
     @abstractmethod
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Return the transformed updates of this step, the first being 0."""
-
-
-def required(params: Tree | None, what: str) -> Tree:
-    """The parameters, without which a transform cannot do its work."""
-    if params is None:
-        raise ValueError(f"{what} needs `params`: call `update(gradients, state, params)`.")
-    return params

@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pytree_core import tree_map
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range, is_zero
+from diffopt_explicit._hyperparameter import (
+    Hyperparameter,
+    Scalar,
+    check_range,
+    everywhere,
+    is_zero,
+)
+from diffopt_explicit._parameters import check_alike, zeros_like
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import advance, map_present, zeros_like
+from diffopt_explicit._trees import advance, map_present, tree_map, wide
 
 
 class TraceState(NamedTuple):
@@ -58,18 +64,23 @@ class Trace:
         self, updates: Tree, state: TraceState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, TraceState]:
         """Take the updates into the trace."""
-        momentum = at_step(self.momentum, state.step)
-        dampening = at_step(self.dampening, state.step)
+        check_alike(updates, params, state.trace)
+        momenta = everywhere(self.momentum, state.step, updates)
+        dampenings = everywhere(self.dampening, state.step, updates)
 
-        def accumulate(trace: Tensor, update: Tensor, count: int) -> Tensor:
-            return momentum * trace + (1 - dampening) * update if count else update
+        def accumulate(
+            trace: Tensor, update: Tensor, count: int, momentum: Scalar, dampening: Scalar
+        ) -> Tensor:
+            g = wide(update)
+            return (momentum * wide(trace) + (1 - dampening) * g).to(g.dtype) if count else g
 
-        def ahead(update: Tensor, trace: Tensor) -> Tensor:
-            return update + momentum * trace
+        def ahead(update: Tensor, trace: Tensor, momentum: Scalar) -> Tensor:
+            moved = update + momentum * trace if self.nesterov else trace
+            return moved.to(update.dtype)
 
-        trace = advance(accumulate, state.trace, updates, state.counts)
+        trace = advance(accumulate, state.trace, updates, state.counts, momenta, dampenings)
         counts = advance(lambda count, _: count + 1, state.counts, updates)
-        moved = map_present(ahead if self.nesterov else lambda _, m: m, updates, trace)
+        moved = map_present(ahead, updates, trace, momenta)
         return moved, TraceState(state.step + 1, counts, trace)
 
 

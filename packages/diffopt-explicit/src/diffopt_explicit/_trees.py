@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+import pytree_core
 import torch
-from pytree_core import tree_map, tree_map_with_path
 from torch import Tensor
 
 from diffopt_explicit._transform import Tree
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _teach_dynamo() -> None:
+    # Here, because it takes torch seconds to load its compiler.
+    from pytree_core.integrations.torch import register_with_dynamo
+
+    register_with_dynamo()
+
+
+# What `torch.compiler.assume_constant_result` does: call it while tracing, not in the graph.
+_teach_dynamo._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _traceable(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which `torch.compile` follows without a graph break."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            _teach_dynamo()
+        return function(*args, **kwargs)
+
+    return call
+
+
+tree_flatten = _traceable(pytree_core.tree_flatten)
+tree_flatten_with_path = _traceable(pytree_core.tree_flatten_with_path)
+tree_leaves = _traceable(pytree_core.tree_leaves)
+tree_map = _traceable(pytree_core.tree_map)
+tree_map_with_path = _traceable(pytree_core.tree_map_with_path)
+tree_unflatten = _traceable(pytree_core.tree_unflatten)
 
 
 def map_present(func: Callable[..., Any], updates: Tree, *rests: Tree) -> Tree:
@@ -30,28 +65,36 @@ def advance(func: Callable[..., Any], state: Tree, updates: Tree, *rests: Tree) 
     return tree_map(apply, updates, state, *rests, none_is_leaf=True)
 
 
+class Present:
+    """The parameters that have an update: their leaves in any tree like the updates."""
+
+    def __init__(self, updates: Tree) -> None:
+        leaves, self._spec = tree_flatten(updates, none_is_leaf=True)
+        self._indices = [index for index, leaf in enumerate(leaves) if leaf is not None]
+
+    def pick(self, tree: Tree) -> list[Any]:
+        """Their leaves."""
+        leaves = self._spec.flatten_up_to(tree)
+        return [leaves[index] for index in self._indices]
+
+    def put(self, tree: Tree, leaves: Iterable[Any]) -> Tree:
+        """The tree with new leaves in their places."""
+        merged = self._spec.flatten_up_to(tree)
+        for index, leaf in zip(self._indices, leaves, strict=True):
+            merged[index] = leaf
+        return tree_unflatten(self._spec, merged)
+
+
 def detach(tree: Tree) -> Tree:
     """The tree with its tensors cut off from the graph."""
     return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def zeros_like(params: Tree) -> Tree:
-    """Zeros shaped like each parameter; refuses leaves that no optimizer could move."""
-    return tree_map_with_path(_zero, params)
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor, in float32 if it was of less precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _zero(path: tuple[Any, ...], param: Any) -> Tensor:
-    if not isinstance(param, Tensor):
-        raise TypeError(
-            f"Parameters must be tensors: the leaf at {_where(path)} is a {type(param).__name__}."
-        )
-    if not param.is_floating_point():
-        raise TypeError(
-            f"Parameters must be floating-point tensors: the leaf at {_where(path)} has dtype "
-            f"{param.dtype}. Leave buffers and counters out of the tree of parameters."
-        )
-    return torch.zeros_like(param, requires_grad=False)
-
-
-def _where(path: tuple[Any, ...]) -> str:
+def place(path: tuple[Any, ...]) -> str:
+    """Where in a tree a leaf stands, for messages."""
     return "".join(f"[{entry!r}]" for entry in path) or "the root"

@@ -1,23 +1,22 @@
-"""What optimizers have in common that treat every element of every parameter alike."""
+"""What optimizers have in common that treat every parameter by itself."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pytree_core import tree_flatten, tree_map, tree_unflatten
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, at_step
+from diffopt_explicit._hyperparameter import Hyperparameter, resolve
+from diffopt_explicit._parameters import check_alike, required, zeros_like
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import zeros_like
+from diffopt_explicit._trees import tree_flatten, tree_map, tree_unflatten, wide
 
 Slots = tuple[Tensor, ...]
 
 
-class ElementwiseState(NamedTuple):
+class RuleState(NamedTuple):
     """What such an optimizer remembers between steps."""
 
     step: int  # updates made so far
@@ -25,53 +24,59 @@ class ElementwiseState(NamedTuple):
     slots: tuple[Tree, ...]  # moments and the like, each like the parameters
 
 
-class Elementwise(ABC):
+class Rule(ABC):
     """A frozen dataclass of hyperparameters with a rule for one parameter.
 
-    Deals with what the rules have in common: missing gradients, counts, schedules, and half
-    precision, which is computed with in float32.
+    Deals with what the rules have in common: missing gradients, counts, schedules, trees of
+    hyperparameters, and half precision, for which slots and arithmetic are in float32.
+
+    Attributes:
+        needs_params: Whether `apply` looks at the parameter.
     """
+
+    needs_params: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, zeros: Tensor) -> Slots:
         """Return the slots of a parameter before its first step, given zeros like it."""
 
     @abstractmethod
-    def rule(self, g: Tensor, slots: Slots, t: int) -> tuple[Tensor, Slots]:
+    def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
         """Return update and slots after a parameter's step ``t = 1, 2, ...``.
 
-        Hyperparameters that are schedules have been replaced by their values.
+        Hyperparameters that are schedules or trees have been replaced by their values. `p` is
+        the parameter if the rule needs it.
         """
 
-    def init(self, params: Tree) -> ElementwiseState:
+    def init(self, params: Tree) -> RuleState:
         """Return the state before the first step."""
         leaves, spec = tree_flatten(zeros_like(params))
         columns = zip(*[self.begin(leaf) for leaf in leaves], strict=True)
         slots = tuple(tree_unflatten(spec, column) for column in columns)
-        return ElementwiseState(0, tree_map(lambda _: 0, params), slots)
+        return RuleState(0, tree_map(lambda _: 0, params), slots)
 
     def update(
-        self, updates: Tree, state: ElementwiseState, params: Tree | None = None, **extra: Any
-    ) -> tuple[Tree, ElementwiseState]:
+        self, updates: Tree, state: RuleState, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, RuleState]:
         """Apply the rule to every parameter that has an update."""
-        rule = _evaluated(self, state.step).rule
+        if self.needs_params:
+            params = required(params, type(self).__name__)
+        check_alike(updates, params, *state.slots[:1])
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         counts, *columns = (spec.flatten_up_to(tree) for tree in (state.counts, *state.slots))
+        weights = spec.flatten_up_to(params) if self.needs_params else grads
+        rules = resolve(self, state.step, spec, len(grads))
         for index, grad in enumerate(grads):
             if grad is None:
                 continue
             counts[index] += 1
-            slots = tuple(column[index] for column in columns)
-            wide = torch.promote_types(grad.dtype, torch.float32)
-            grads[index], new = rule(
-                grad.to(wide), tuple(slot.to(wide) for slot in slots), counts[index]
-            )
-            grads[index] = grads[index].to(grad.dtype)
-            for column, old, slot in zip(columns, slots, new, strict=True):
-                column[index] = slot.to(old.dtype)
-        after = tuple(tree_unflatten(spec, column) for column in columns)
-        counts = tree_unflatten(spec, counts)
-        return tree_unflatten(spec, grads), ElementwiseState(state.step + 1, counts, after)
+            g, slots = wide(grad), tuple(wide(column[index]) for column in columns)
+            update, slots = rules[index].apply(g, slots, counts[index], wide(weights[index]))
+            grads[index] = update.to(grad.dtype)
+            for column, slot in zip(columns, slots, strict=True):
+                column[index] = slot.to(g.dtype)
+        counts, *after = (tree_unflatten(spec, column) for column in (counts, *columns))
+        return tree_unflatten(spec, grads), RuleState(state.step + 1, counts, tuple(after))
 
 
 def numbers(*hyperparameters: Hyperparameter) -> tuple[Any, ...]:
@@ -90,15 +95,3 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """
     zero = x == 0
     return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
-
-
-def _evaluated(transform: Any, step: int) -> Any:
-    """The transform with its schedules replaced by their values in this step."""
-
-    def value(hyperparameter: Any) -> Any:
-        if isinstance(hyperparameter, tuple):
-            return tuple(value(part) for part in hyperparameter)
-        return at_step(hyperparameter, step)
-
-    values = {field.name: value(getattr(transform, field.name)) for field in fields(transform)}
-    return replace(transform, **values)

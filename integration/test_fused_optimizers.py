@@ -1,0 +1,147 @@
+"""Optimizers of diffopt-explicit are the same by the kernels as by composed operations."""
+
+import pytest
+import torch
+from diffopt_explicit import (
+    _fused,
+    adagrad,
+    adam,
+    adamw,
+    amsgrad,
+    apply_updates,
+    chain,
+    lion,
+    rmsprop,
+    scale_by_learning_rate,
+    sgd,
+    trace,
+    unroll,
+)
+from pytree_core import tree_leaves, tree_structure
+
+# For each recipe all its hyperparameters, at values where none is without effect.
+RECIPES = {
+    "sgd": (lambda lr, wd: sgd(lr, weight_decay=wd), (0.1, 0.2)),
+    "momentum": (lambda *numbers: sgd(*numbers, maximize=True), (0.01, 0.7, 0.3, 0.2)),
+    "nesterov": (lambda lr, mu, wd: sgd(lr, mu, 0.0, wd, True), (0.1, 0.7, 0.2)),
+    "adam": (lambda lr, b1, b2, *rest: adam(lr, (b1, b2), *rest), (0.1, 0.8, 0.9, 1e-2, 0.1)),
+    "adamw": (lambda lr, b1, b2, *rest: adamw(lr, (b1, b2), *rest), (0.1, 0.8, 0.9, 1e-2, 0.1)),
+    "eps_root": (lambda lr, root: adam(lr, eps_root=root, maximize=True), (0.1, 0.1)),
+    "amsgrad": (
+        lambda lr, b1, b2, *rest: amsgrad(lr, (b1, b2), *rest),
+        (0.1, 0.8, 0.5, 1e-2, 0.1),
+    ),
+    "decoupled amsgrad": (
+        lambda lr, wd: amsgrad(lr, (0.8, 0.5), 1e-2, wd, decoupled_weight_decay=True),
+        (0.1, 0.1),
+    ),
+    "rmsprop": (rmsprop, (0.05, 0.8, 0.1, 0.1)),
+    "rmsprop with momentum": (rmsprop, (0.05, 0.8, 0.1, 0.1, 0.7)),
+    "centered": (lambda *numbers: rmsprop(*numbers, centered=True), (0.05, 0.8, 0.3, 0.1, 0.7)),
+    "adagrad": (lambda lr, decay, wd, eps: adagrad(lr, decay, wd, 0.1, eps), (0.1, 0.2, 0.1, 0.1)),
+    "lion": (lambda lr, b1, b2, wd: lion(lr, (b1, b2), wd), (0.1, 0.8, 0.9, 0.1)),
+}
+
+
+@pytest.fixture
+def composed(monkeypatch):
+    """A switch to composed operations."""
+    return lambda: monkeypatch.setattr(_fused, "KERNELS", {})
+
+
+def derivatives(name, dtype):
+    """The end of three steps, its gradient and a second derivative, for all inputs."""
+    generator = torch.Generator().manual_seed(0)
+    start = {
+        "w": torch.randn(7, 5, generator=generator, dtype=dtype),
+        "b": torch.randn(5, generator=generator, dtype=dtype),
+        "unused": torch.ones(2, dtype=dtype),
+    }
+    recipe, values = RECIPES[name]
+    hyperparameters = [torch.tensor(value, dtype=dtype, requires_grad=True) for value in values]
+    inputs = [start["w"].requires_grad_(), start["b"].requires_grad_(), *hyperparameters]
+    x = torch.randn(9, 7, generator=generator, dtype=dtype)
+    tx = recipe(*hyperparameters)
+    end = unroll(lambda p: (x @ p["w"] + p["b"]).tanh().square().sum(), tx, start, steps=3).params
+    outer = end["w"].sin().sum() + end["b"].square().sum()
+    first = torch.autograd.grad(outer, inputs, create_graph=True, materialize_grads=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+    return [outer.detach(), *(g.detach() for g in first), *second]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_and_two_derivatives_agree_in_double_precision(name, composed):
+    fused = derivatives(name, torch.float64)
+    composed()
+    expected = derivatives(name, torch.float64)
+
+    for ours, theirs in zip(fused, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_values_and_first_derivatives_agree_in_single_precision(name, composed):
+    fused = derivatives(name, torch.float32)
+    composed()
+    expected = derivatives(name, torch.float32)
+
+    for ours, theirs in zip(fused[: len(fused) // 2 + 1], expected, strict=False):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm().clamp_min(1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_takes_the_kernel_and_has_the_same_state_with_it(name, monkeypatch):
+    recipe, values = RECIPES[name]
+    tx, calls = recipe(*values), []
+    params = {"w": torch.randn(3), "half": torch.randn(2, dtype=torch.float16), "unused": [None]}
+    spied = {
+        key: kernel._replace(step=lambda *a, of=kernel.step, **k: calls.append(of) or of(*a, **k))
+        for key, kernel in _fused.KERNELS.items()
+    }
+    steps = {}
+    for which in (spied, {}):
+        monkeypatch.setattr(_fused, "KERNELS", which)
+        state, moved = tx.init(params), params
+        for _ in range(2):
+            updates, state = tx.update({**moved, "unused": [None]}, state, moved)
+            moved = apply_updates(moved, updates)
+        steps[bool(which)] = (updates, state)
+
+    assert len(calls) == 2
+    assert tree_structure(steps[True]) == tree_structure(steps[False])
+    for ours, theirs in zip(tree_leaves(steps[True]), tree_leaves(steps[False]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        chain(trace(0.9, 0.5), trace(0.9), scale_by_learning_rate(0.1)),
+        chain(scale_by_learning_rate(0.1), trace(0.9)),
+        adam(betas=({"w": 0.5}, 0.9)),
+        chain(*rmsprop().transforms[:1], trace(0.9, nesterov=True), scale_by_learning_rate(0.1)),
+    ],
+    ids=repr,
+)
+def test_other_chains_are_composed(tx, monkeypatch):
+    params = {"w": torch.ones(2)}
+    with monkeypatch.context() as patch:
+        patch.setattr(_fused, "KERNELS", {})
+        expected, _ = tx.update(params, tx.init(params), params)
+    updates, _ = tx.update(params, tx.init(params), params)
+
+    assert torch.equal(updates["w"], expected["w"])
+
+
+def test_learning_rates_of_a_tree_are_learned_by_the_kernel(composed):
+    params = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(3.0)}
+    rates = {"a": torch.tensor([0.1, 0.2], requires_grad=True), "b": torch.tensor(0.3)}
+
+    def gradient():
+        end = unroll(lambda p: p["a"].prod() * p["b"], adam(rates), params, steps=2).params
+        return torch.autograd.grad(end["a"].prod(), rates["a"])[0]
+
+    fused = gradient()
+    composed()
+
+    torch.testing.assert_close(fused, gradient())
