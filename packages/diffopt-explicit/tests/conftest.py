@@ -1,5 +1,11 @@
+import sys
+from pathlib import Path
+
 import pytest
 from diffopt_explicit import _fused
+
+# The table of all optimizers is one module for all tests here, wherever this folder lies.
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(params=["installed", "composed"])

@@ -2,7 +2,11 @@
 
 from importlib.metadata import version
 
+from diffopt_explicit._adafactor import ScaleByAdafactor as ScaleByAdafactor
+from diffopt_explicit._adafactor import scale_by_adafactor as scale_by_adafactor
 from diffopt_explicit._apply import apply_updates as apply_updates
+from diffopt_explicit._averaged import ScaleByASGD as ScaleByASGD
+from diffopt_explicit._averaged import scale_by_asgd as scale_by_asgd
 from diffopt_explicit._chain import Chain as Chain
 from diffopt_explicit._chain import chain as chain
 from diffopt_explicit._clip import AdaptiveClip as AdaptiveClip
@@ -32,6 +36,8 @@ from diffopt_explicit._moments import scale_by_adamax as scale_by_adamax
 from diffopt_explicit._moments import scale_by_amsgrad as scale_by_amsgrad
 from diffopt_explicit._moments import scale_by_nadam as scale_by_nadam
 from diffopt_explicit._moments import scale_by_radam as scale_by_radam
+from diffopt_explicit._muon import ScaleByMuon as ScaleByMuon
+from diffopt_explicit._muon import scale_by_muon as scale_by_muon
 from diffopt_explicit._override import override as override
 from diffopt_explicit._partition import Freeze as Freeze
 from diffopt_explicit._partition import Partition as Partition
@@ -43,12 +49,17 @@ from diffopt_explicit._recipes import adam as adam
 from diffopt_explicit._recipes import adamax as adamax
 from diffopt_explicit._recipes import adamw as adamw
 from diffopt_explicit._recipes import amsgrad as amsgrad
-from diffopt_explicit._recipes import lion as lion
+from diffopt_explicit._recipes import asgd as asgd
 from diffopt_explicit._recipes import nadam as nadam
 from diffopt_explicit._recipes import radam as radam
 from diffopt_explicit._recipes import rmsprop as rmsprop
 from diffopt_explicit._recipes import rprop as rprop
 from diffopt_explicit._recipes import sgd as sgd
+from diffopt_explicit._recipes_large import adafactor as adafactor
+from diffopt_explicit._recipes_large import lamb as lamb
+from diffopt_explicit._recipes_large import lars as lars
+from diffopt_explicit._recipes_large import lion as lion
+from diffopt_explicit._recipes_large import muon as muon
 from diffopt_explicit._rule import Rule as Rule
 from diffopt_explicit._rule import RuleState as RuleState
 from diffopt_explicit._scale import Scale as Scale
@@ -81,6 +92,10 @@ from diffopt_explicit._trace import TraceState as TraceState
 from diffopt_explicit._trace import trace as trace
 from diffopt_explicit._transform import Transform as Transform
 from diffopt_explicit._transform import Tree as Tree
+from diffopt_explicit._trust import ScaleByLARS as ScaleByLARS
+from diffopt_explicit._trust import ScaleByTrustRatio as ScaleByTrustRatio
+from diffopt_explicit._trust import scale_by_lars as scale_by_lars
+from diffopt_explicit._trust import scale_by_trust_ratio as scale_by_trust_ratio
 from diffopt_explicit._unroll import Store as Store
 from diffopt_explicit._unroll import UnrollResult as UnrollResult
 from diffopt_explicit._unroll import unroll as unroll

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from diffopt_explicit._decay import AddDecayedWeights
-from diffopt_explicit._hyperparameter import at_step, is_scalar, is_tree, is_zero
+from diffopt_explicit._hyperparameter import at_step, is_tree, is_zero
 from diffopt_explicit._moments import ScaleByAdam, ScaleByAMSGrad
 from diffopt_explicit._parameters import check_alike, required
 from diffopt_explicit._rule import Rule
@@ -122,7 +122,9 @@ def _roles(transforms: Sequence[Transform]) -> dict[str, Any] | None:
 
 def _does(kernel: Kernel, parts: dict[str, Any]) -> bool:
     """Whether the kernel does all that these parts do."""
-    if "flip" in parts and not (is_scalar(parts["flip"].factor) and parts["flip"].factor == -1):
+    if "flip" in parts and not (
+        isinstance(parts["flip"].factor, int | float) and parts["flip"].factor == -1
+    ):
         return False
     decays = parts.keys() & {"coupled", "decoupled"}
     if len(decays) > 1 or not decays <= kernel.decays:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeAlias, TypeVar, cast
 
+import torch
 from pytree_core import TreeSpec
 from torch import Tensor
 
@@ -42,10 +43,10 @@ def resolve(transform: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     varied: dict[str, list[Any]] = {}
     for name, value in values.items():
         if name in groups:
-            if any(not is_scalar(part) for part in value):
+            if any(not is_constant(part) for part in value):
                 rows = (_for_each_leaf(part, step, spec, count) for part in value)
                 varied[name] = list(zip(*rows, strict=True))
-        elif not is_scalar(value):
+        elif not is_constant(value):
             varied[name] = _for_each_leaf(value, step, spec, count)
     if not varied:
         return [transform] * count
@@ -57,17 +58,17 @@ def _for_each_leaf(
     hyperparameter: Hyperparameter, step: int, spec: TreeSpec, count: int
 ) -> list[Any]:
     value = at_step(hyperparameter, step)
-    return [value] * count if is_scalar(value) else spec.flatten_up_to(value)
+    return [value] * count if is_constant(value) else spec.flatten_up_to(value)
 
 
-def is_scalar(hyperparameter: Hyperparameter) -> bool:
-    """Whether a hyperparameter is one value for all parameters and steps."""
-    return isinstance(hyperparameter, int | float | Tensor)
+def is_constant(hyperparameter: Hyperparameter) -> bool:
+    """Whether a hyperparameter, or an option, is one value for all parameters and steps."""
+    return isinstance(hyperparameter, int | float | Tensor | str | torch.dtype | None)
 
 
 def is_tree(hyperparameter: Hyperparameter) -> bool:
     """Whether a hyperparameter has a value for each parameter."""
-    return not is_scalar(hyperparameter) and not callable(hyperparameter)
+    return not is_constant(hyperparameter) and not callable(hyperparameter)
 
 
 def is_zero(hyperparameter: Hyperparameter) -> bool:
@@ -87,7 +88,7 @@ def check_range(name: str, value: object, low: float, high: float = float("inf")
         )
     if value is None:
         raise TypeError(f"`{name}` must be a number, a 0-d tensor, a schedule or a tree, got None.")
-    if is_scalar(value) or not callable(value):
+    if isinstance(value, Tensor) or not callable(value):
         for path, leaf in zip(*tree_flatten_with_path(value)[:2], strict=True):
             _check_one(name + (place(path) if path else ""), leaf, low, high)
 

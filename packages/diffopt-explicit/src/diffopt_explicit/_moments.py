@@ -130,12 +130,20 @@ class ScaleByRAdam(Rule):
         beta2, eps = numbers(self.betas[1], self.eps)
         most = 2 / (1 - beta2) - 1
         length = most - 2 * t * beta2**t * v_scale
-        if length <= 5:
-            return m * m_scale, (m, v)
-        share = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
-        # Here `eps` is added to the root before its bias is corrected, as torch.optim does.
-        adapted = v_scale**-0.5 / (safe_sqrt(v) + eps)
-        return m * m_scale * share**0.5 * adapted, (m, v)
+        if not isinstance(length, Tensor):
+            factor = _rectified(v, v_scale, length, most, eps) if length > 5 else 1.0
+            return m * m_scale * factor, (m, v)
+        # A branch that is not taken must have no NaN in its derivative either.
+        known = length > 5
+        safe = torch.where(known, length, 6.0), torch.where(known, most, 6.0)
+        factor = torch.where(known, _rectified(v, v_scale, *safe, eps), 1.0)
+        return m * m_scale * factor, (m, v)
+
+
+def _rectified(v: Tensor, v_scale: Any, length: Any, most: Any, eps: Any) -> Tensor:
+    # Here `eps` is added to the root before its bias is corrected, as torch.optim does.
+    share = (length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length)
+    return (share / v_scale) ** 0.5 / (safe_sqrt(v) + eps)
 
 
 def scale_by_adam(
@@ -225,8 +233,6 @@ def scale_by_nadam(
 
 def scale_by_radam(betas: Betas = (0.9, 0.999), eps: Hyperparameter = 1e-8) -> ScaleByRAdam:
     """Scale gradients as Adam does, rectified; without scale as long as that cannot be judged.
-
-    When it can be judged depends on the value of ``beta2``, which is looked at in each step.
 
     Example:
         >>> import torch

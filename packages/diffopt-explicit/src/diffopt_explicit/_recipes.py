@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from diffopt_explicit._assemble import before, with_decay
+from diffopt_explicit._averaged import scale_by_asgd
 from diffopt_explicit._chain import Chain, chain
-from diffopt_explicit._decay import add_decayed_weights
 from diffopt_explicit._hyperparameter import Hyperparameter, is_zero
 from diffopt_explicit._moments import (
     scale_by_adam,
@@ -13,10 +14,9 @@ from diffopt_explicit._moments import (
     scale_by_radam,
 )
 from diffopt_explicit._scale import scale, scale_by_learning_rate
-from diffopt_explicit._signs import scale_by_lion, scale_by_rprop
+from diffopt_explicit._signs import scale_by_rprop
 from diffopt_explicit._squares import scale_by_adadelta, scale_by_adagrad, scale_by_rms
 from diffopt_explicit._trace import trace
-from diffopt_explicit._transform import Transform
 
 
 def sgd(
@@ -60,7 +60,7 @@ def sgd(
     Source: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, ICML 2013.
     """
-    parts = _before(weight_decay, maximize)
+    parts = before(weight_decay, maximize)
     if nesterov or not is_zero(momentum):
         parts.append(trace(momentum, dampening, nesterov))
     return chain(*parts, scale_by_learning_rate(lr))
@@ -102,7 +102,7 @@ def adam(
 
     Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 1.
     """
-    return _with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, False, maximize)
+    return with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, False, maximize)
 
 
 def adamw(
@@ -128,7 +128,7 @@ def adamw(
 
     Source: Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
-    return _with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, True, maximize)
+    return with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, True, maximize)
 
 
 def rmsprop(
@@ -143,7 +143,7 @@ def rmsprop(
 ) -> Chain:
     """RMSProp, as ``torch.optim.RMSprop``: `scale_by_rms` and, if asked for, `trace`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import rmsprop
@@ -152,7 +152,7 @@ def rmsprop(
 
     Source: Tieleman & Hinton, *Lecture 6.5: RMSProp*, 2012.
     """
-    parts = [*_before(weight_decay, maximize), scale_by_rms(alpha, eps, centered=centered)]
+    parts = [*before(weight_decay, maximize), scale_by_rms(alpha, eps, centered=centered)]
     if not is_zero(momentum):
         parts.append(trace(momentum))
     return chain(*parts, scale_by_learning_rate(lr))
@@ -169,7 +169,7 @@ def adagrad(
 ) -> Chain:
     """Adagrad, as ``torch.optim.Adagrad``: `scale_by_adagrad`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import adagrad
@@ -179,7 +179,7 @@ def adagrad(
     Source: Duchi, Hazan & Singer, *Adaptive subgradient methods*, JMLR 12, 2011.
     """
     rule = scale_by_adagrad(lr_decay, initial_accumulator_value, eps)
-    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
+    return chain(*before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
 
 
 def adadelta(
@@ -192,7 +192,7 @@ def adadelta(
 ) -> Chain:
     """Adadelta, as ``torch.optim.Adadelta``: `scale_by_adadelta`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import adadelta
@@ -202,7 +202,7 @@ def adadelta(
     Source: Zeiler, *ADADELTA: an adaptive learning rate method*, 2012.
     """
     rule = scale_by_adadelta(rho, eps)
-    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
+    return chain(*before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
 
 
 def amsgrad(
@@ -216,7 +216,7 @@ def amsgrad(
 ) -> Chain:
     """Adam, or AdamW if decoupled, with ``amsgrad=True``: `scale_by_amsgrad`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import amsgrad
@@ -226,7 +226,7 @@ def amsgrad(
     Source: Reddi, Kale & Kumar, *On the convergence of Adam and beyond*, ICLR 2018.
     """
     rule = scale_by_amsgrad(betas, eps)
-    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+    return with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
 
 
 def adamax(
@@ -239,7 +239,7 @@ def adamax(
 ) -> Chain:
     """Adamax, as ``torch.optim.Adamax``: `scale_by_adamax`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import adamax
@@ -248,7 +248,7 @@ def adamax(
 
     Source: Kingma & Ba, *Adam: a method for stochastic optimization*, ICLR 2015, algorithm 2.
     """
-    return _with_decay(scale_by_adamax(betas, eps), lr, weight_decay, False, maximize)
+    return with_decay(scale_by_adamax(betas, eps), lr, weight_decay, False, maximize)
 
 
 def nadam(
@@ -263,7 +263,7 @@ def nadam(
 ) -> Chain:
     """NAdam, as ``torch.optim.NAdam``: `scale_by_nadam`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import nadam
@@ -273,7 +273,7 @@ def nadam(
     Source: Dozat, *Incorporating Nesterov momentum into Adam*, ICLR workshop 2016.
     """
     rule = scale_by_nadam(betas, eps, momentum_decay)
-    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+    return with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
 
 
 def radam(
@@ -287,7 +287,7 @@ def radam(
 ) -> Chain:
     """RAdam, as ``torch.optim.RAdam``: `scale_by_radam`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
         >>> from diffopt_explicit import radam
@@ -297,7 +297,7 @@ def radam(
     Source: Liu et al., *On the variance of the adaptive learning rate and beyond*, ICLR 2020.
     """
     rule = scale_by_radam(betas, eps)
-    return _with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
+    return with_decay(rule, lr, weight_decay, decoupled_weight_decay, maximize)
 
 
 def rprop(
@@ -317,47 +317,29 @@ def rprop(
     Source: Riedmiller & Braun, *A direct adaptive method for faster backpropagation
     learning*, ICNN 1993.
     """
-    return chain(*_before(0.0, maximize), scale_by_rprop(lr, etas, step_sizes), scale(-1.0))
+    return chain(*before(0.0, maximize), scale_by_rprop(lr, etas, step_sizes), scale(-1.0))
 
 
-def lion(
-    lr: Hyperparameter = 1e-4,
-    betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99),
+def asgd(
+    lr: Hyperparameter = 1e-2,
+    lambd: Hyperparameter = 1e-4,
+    alpha: Hyperparameter = 0.75,
+    t0: float = 1e6,
     weight_decay: Hyperparameter = 0.0,
     *,
     maximize: bool = False,
 ) -> Chain:
-    """Lion, with decoupled weight decay: `scale_by_lion`.
+    """Averaged stochastic gradient descent, as ``torch.optim.ASGD``: `scale_by_asgd`.
 
-    Hyperparameters are numbers, 0-d tensors (learned if they require grad) or schedules.
+    Hyperparameters are numbers, 0-d tensors (learned if they require grad), schedules, or trees.
 
     Example:
-        >>> from diffopt_explicit import lion
-        >>> lion().transforms
-        (ScaleByLion(betas=(0.9, 0.99)), ScaleByLearningRate(lr=0.0001))
+        >>> from diffopt_explicit import asgd
+        >>> asgd().transforms[0]
+        ScaleByASGD(lr=0.01, lambd=0.0001, alpha=0.75, t0=1000000.0)
 
-    Source: Chen et al., *Symbolic discovery of optimization algorithms*, NeurIPS 2023,
-    algorithm 2.
+    Source: Polyak & Juditsky, *Acceleration of stochastic approximation by averaging*, SIAM
+    J. Control Optim. 30, 1992.
     """
-    return _with_decay(scale_by_lion(betas), lr, weight_decay, True, maximize)
-
-
-def _before(weight_decay: Hyperparameter, maximize: bool) -> list[Transform]:
-    """What comes before an optimizer's own rule."""
-    parts: list[Transform] = [scale(-1.0)] if maximize else []
-    return parts if is_zero(weight_decay) else [*parts, add_decayed_weights(weight_decay)]
-
-
-def _with_decay(
-    rule: Transform,
-    lr: Hyperparameter,
-    weight_decay: Hyperparameter,
-    decoupled: bool,
-    maximize: bool,
-) -> Chain:
-    """A rule with weight decay before it, or after it if decoupled."""
-    if decoupled:
-        return chain(
-            *_before(0.0, maximize), rule, *_before(weight_decay, False), scale_by_learning_rate(lr)
-        )
-    return chain(*_before(weight_decay, maximize), rule, scale_by_learning_rate(lr))
+    rule = scale_by_asgd(lr, lambd, alpha, t0)
+    return chain(*before(weight_decay, maximize), rule, scale(-1.0))

@@ -11,7 +11,14 @@ from torch import Tensor
 from diffopt_explicit._hyperparameter import Hyperparameter, resolve
 from diffopt_explicit._parameters import check_alike, required, zeros_like
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import tree_flatten, tree_map, tree_unflatten, wide
+from diffopt_explicit._trees import (
+    place,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_map,
+    tree_unflatten,
+    wide,
+)
 
 Slots = tuple[Tensor, ...]
 
@@ -38,7 +45,10 @@ class Rule(ABC):
 
     @abstractmethod
     def begin(self, zeros: Tensor) -> Slots:
-        """Return the slots of a parameter before its first step, given zeros like it."""
+        """Return the slots of a parameter before its first step, given zeros like it.
+
+        A `ValueError` tells that the rule is not for such parameters.
+        """
 
     @abstractmethod
     def apply(self, g: Tensor, slots: Slots, t: int, p: Tensor) -> tuple[Tensor, Slots]:
@@ -50,10 +60,16 @@ class Rule(ABC):
 
     def init(self, params: Tree) -> RuleState:
         """Return the state before the first step."""
-        leaves, spec = tree_flatten(zeros_like(params))
-        columns = zip(*[self.begin(leaf) for leaf in leaves], strict=True)
+        paths, leaves, spec = tree_flatten_with_path(zeros_like(params))
+        columns = zip(*map(self._begin, paths, leaves), strict=True)
         slots = tuple(tree_unflatten(spec, column) for column in columns)
         return RuleState(0, tree_map(lambda _: 0, params), slots)
+
+    def _begin(self, path: tuple[Any, ...], zeros: Tensor) -> Slots:
+        try:
+            return self.begin(zeros)
+        except ValueError as error:
+            raise ValueError(f"For the parameter at {place(path)}: {error}") from None
 
     def update(
         self, updates: Tree, state: RuleState, params: Tree | None = None, **extra: Any
@@ -61,7 +77,8 @@ class Rule(ABC):
         """Apply the rule to every parameter that has an update."""
         if self.needs_params:
             params = required(params, type(self).__name__)
-        check_alike(updates, params, *state.slots[:1])
+        # Other slots need not be shaped like the parameters.
+        check_alike(updates, params, *([] if self.needs_params else state.slots[:1]))
         grads, spec = tree_flatten(updates, none_is_leaf=True)
         counts, *columns = (spec.flatten_up_to(tree) for tree in (state.counts, *state.slots))
         weights = spec.flatten_up_to(params) if self.needs_params else grads
@@ -79,7 +96,7 @@ class Rule(ABC):
         return tree_unflatten(spec, grads), RuleState(state.step + 1, counts, tuple(after))
 
 
-def numbers(*hyperparameters: Hyperparameter) -> tuple[Any, ...]:
+def numbers(*hyperparameters: Hyperparameter | None) -> tuple[Any, ...]:
     """The hyperparameters of a rule, in which no schedules are left."""
     return hyperparameters
 

@@ -1,0 +1,104 @@
+"""Compiled steps equal eager ones, in one graph that serves for all later steps."""
+
+import pytest
+import torch
+from diffopt_explicit import (
+    adam,
+    apply_updates,
+    chain,
+    clip_by_global_norm,
+    partition,
+    sgd,
+    unroll,
+    warmup_cosine,
+)
+from every_optimizer import EVERY, F64
+from pytree_core import tree_leaves
+from torch._dynamo.utils import counters
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's look
+
+START = {"matrix": torch.tensor([[-0.7, 1.1], [1.2, 0.7]], dtype=F64)}
+BOTH = {**START, "vector": torch.tensor([0.4, -1.2], dtype=F64)}
+LABELS = {"matrix": "x", "vector": "y"}
+CASES = {
+    **{name: (entry.make(**entry.values), START) for name, entry in EVERY.items()},
+    "clipped": (chain(clip_by_global_norm(1.0), adam(0.1)), BOTH),
+    "labelled": (partition({"x": adam(), "y": sgd(0.1, 0.9)}, LABELS), BOTH),
+    "scheduled": (sgd(warmup_cosine(0.0, 1.0, 2, 20)), START),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(tx, grads, state, params):
+    updates, state = tx.update(grads, state, params)
+    return apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_steps_equal_eager_ones_and_one_graph_serves_all_later_steps(name):
+    tx, start = CASES[name]
+    compiled = torch.compile(
+        lambda *arguments: step(tx, *arguments), fullgraph=True, backend="eager"
+    )
+    ours = expected = (start, tx.init(start))
+    graphs = []
+    for t in range(8):
+        grads = {key: torch.full_like(w, 0.5 - t % 3) for key, w in start.items()}
+        counters.clear()
+        ours = compiled(grads, ours[1], ours[0])
+        graphs.append(counters["stats"]["unique_graphs"])
+        expected = step(tx, grads, expected[1], expected[0])
+
+        torch.testing.assert_close(tree_leaves(ours), tree_leaves(expected))
+
+    # Counts are compiled as numbers first, and as variables once they change. After that, only
+    # another phase makes another graph: of a schedule, or of radam, whose variance is judged.
+    assert graphs[:2] == [1, 1]
+    assert sum(graphs[2:]) == (name in {"radam", "scheduled"})
+
+
+def test_a_parameter_without_gradient_is_compiled_too():
+    tx = adam(0.1)
+    compiled = torch.compile(lambda *a: step(tx, *a), fullgraph=True, backend="eager")
+    grads = {**BOTH, "vector": None}
+    moved, state = compiled(grads, tx.init(BOTH), BOTH)
+
+    assert torch.equal(moved["vector"], BOTH["vector"])
+    assert state[0].counts == {"matrix": 1, "vector": 0}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_compiled_unrolled_steps_have_the_derivatives_of_eager_ones(name):
+    entry = EVERY[name]
+    start = START["matrix"].clone().requires_grad_()
+    numbers = [torch.tensor(x, dtype=F64, requires_grad=True) for x in entry.values.values()]
+
+    def outer(start, *numbers):
+        tx = entry.make(**dict(zip(entry.values, numbers, strict=True)))
+        return unroll(lambda w: (w**4).sum(), tx, start, steps=2).params.square().sum()
+
+    compiled = torch.compile(outer, fullgraph=True, backend="eager")
+    actual, expected = (
+        torch.autograd.grad(f(start, *numbers), [start, *numbers], materialize_grads=True)
+        for f in (compiled, outer)
+    )
+
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_whole_meta_step_is_one_graph_also_for_autograds_own_compiler():
+    def outer(start, lr):
+        return unroll(lambda w: (w**4).sum(), adam(lr), start, steps=3).params.square().sum()
+
+    inputs = START["matrix"], torch.tensor(0.05, dtype=F64)
+    gradient = torch.func.grad(outer, argnums=(0, 1))
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+
+    torch.testing.assert_close(compiled(*inputs), gradient(*inputs), rtol=1e-10, atol=1e-12)
