@@ -78,9 +78,7 @@ PyObject *tree_unflatten(PyObject *, Values values, Py_ssize_t count, PyObject *
             raise(PyExc_TypeError, "tree_unflatten() takes no keyword arguments");
         }
         NodeView nodes = view_of(values[0]);
-        RefVector<128> leaves;
-        read_leaves(values[1], nodes.root().num_leaves, leaves);
-        return unflatten(nodes, leaves);
+        return unflatten(nodes, GivenLeaves(values[1], nodes.root().num_leaves));
     });
 }
 

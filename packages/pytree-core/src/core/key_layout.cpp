@@ -109,6 +109,10 @@ nb::object KeyLayout::new_dict() {
 bool KeyLayout::equal(KeyLayout *a, KeyLayout *b) {
     if (a == b) return true;
     if (a->size() != b->size()) return false;
+    // Most often the keys are the same objects in the same places.
+    bool same = std::equal(a->keys(), a->keys() + a->size(), b->keys()) &&
+                std::equal(a->order(), a->order() + a->size(), b->order());
+    if (same) return true;
     for (std::size_t j = 0; j < a->size(); ++j) {
         PyObject *x = a->key(j), *y = b->key(j);
         if (x != y && !checked(PyObject_RichCompareBool(x, y, Py_EQ))) return false;

@@ -47,7 +47,7 @@ class Classifier {
         for (std::size_t i = 0; i < known_; ++i) Py_DECREF(classes_[i].type);
     }
 
-    Class classify(PyObject *tree) {
+    NB_INLINE Class classify(PyObject *tree) {
         PyTypeObject *type = Py_TYPE(tree);
         if (type == leaf_type_) return {type, Kind::Leaf, 0, nullptr};
         if (type == &PyDict_Type) return {type, Kind::Dict, 0, nullptr};

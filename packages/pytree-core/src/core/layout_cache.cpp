@@ -7,8 +7,8 @@
 namespace pytree {
 namespace {
 
-constexpr std::size_t kSets = 2048;
-constexpr std::size_t kWays = 2;
+constexpr std::size_t kSets = 1024;
+constexpr std::size_t kWays = 4;  // whose slots fill one line of the processor's cache
 constexpr std::size_t kMaxKeys = std::size_t{1} << 18;
 
 struct Slot {
@@ -18,17 +18,22 @@ struct Slot {
 };
 
 /// Where layouts of one part of all hashes are.
-struct Set {
+struct alignas(64) Set {
     Slot slots[kWays];
-    std::uint32_t last_missed;  // half of the hash that was last looked for in vain
-    std::uint32_t next;         // the slot to be overwritten
+    std::uint32_t missed[kWays];           // halves of hashes that were looked for in vain
+    std::uint32_t next_slot, next_missed;  // to be overwritten
+
+    bool has_missed(std::uint32_t mark) const {
+        return std::find(missed, missed + kWays, mark) != missed + kWays;
+    }
+    void miss(std::uint32_t mark) { missed[next_missed++ % kWays] = mark; }
 };
 
 Set sets[kSets];
 std::size_t keys_held = 0;
 
-Set &set_of(std::uint64_t hash) { return sets[hash >> 53]; }
-static_assert(kSets == 1 << (64 - 53));
+Set &set_of(std::uint64_t hash) { return sets[hash >> 54]; }
+static_assert(kSets == 1 << (64 - 54));
 
 std::uint32_t mark_of(std::uint64_t hash) { return static_cast<std::uint32_t>(hash); }
 
@@ -61,10 +66,13 @@ nb::object KeysInQuestion::known() const {
 nb::object KeysInQuestion::make() const {
     nb::object made = make_layout(keys_, size_, sorted_);
     Set &set = set_of(hash_);
-    bool again = std::exchange(set.last_missed, mark_of(hash_)) == mark_of(hash_);
-    if (!again || !as_layout(made)->is_plain() || size_ > kMaxKeys) return made;
+    if (!set.has_missed(mark_of(hash_))) {
+        set.miss(mark_of(hash_));
+        return made;
+    }
+    if (!as_layout(made)->is_plain() || size_ > kMaxKeys) return made;
     if (keys_held + size_ > kMaxKeys) clear_layouts();
-    Slot &slot = set.slots[set.next++ % kWays];
+    Slot &slot = set.slots[set.next_slot++ % kWays];
     vacate(slot);
     slot = {reinterpret_cast<KeyLayout *>(nb::object(made).release().ptr()), mark_of(hash_),
             sorted_};
@@ -81,16 +89,16 @@ nb::object KeysInQuestion::order(std::uint32_t *order) const {
     nb::object found = known();
     if (found.is_valid()) return found;
     Set &set = set_of(hash_);
-    bool again = set.last_missed == mark_of(hash_);
+    bool again = set.has_missed(mark_of(hash_));
     if (again || !sorted_ || !order_plain_keys(keys_, size_, order)) return make();
-    set.last_missed = mark_of(hash_);
+    set.miss(mark_of(hash_));
     return {};
 }
 
 void clear_layouts() {
     for (Set &set : sets) {
         for (Slot &slot : set.slots) vacate(slot);
-        set.last_missed = 0;
+        std::fill_n(set.missed, kWays, 0u);
     }
 }
 

@@ -30,11 +30,11 @@ class SmallVector {
 
     void reserve(std::size_t capacity) {
         if (capacity <= capacity_) return;
-        T *grown = static_cast<T *>(std::malloc(capacity * sizeof(T)));
+        // A block on the heap most often grows where it is, without a copy.
+        void *grown = std::realloc(data_ == local_ ? nullptr : data_, capacity * sizeof(T));
         if (grown == nullptr) throw std::bad_alloc();
-        std::memcpy(static_cast<void *>(grown), data_, size_ * sizeof(T));
-        if (data_ != local_) std::free(data_);
-        data_ = grown;
+        if (data_ == local_) std::memcpy(grown, local_, size_ * sizeof(T));
+        data_ = static_cast<T *>(grown);
         capacity_ = capacity;
     }
 

@@ -109,9 +109,8 @@ PyObject *accessors(PyObject *self, PyObject *) {
 
 PyObject *unflatten(PyObject *self, PyObject *iterable) {
     return guarded([&] {
-        RefVector<128> leaves;
-        read_leaves(iterable, nodes_of(self).root().num_leaves, leaves);
-        return pytree::unflatten(nodes_of(self), leaves);
+        NodeView nodes = nodes_of(self);
+        return pytree::unflatten(nodes, GivenLeaves(iterable, nodes.root().num_leaves));
     });
 }
 
