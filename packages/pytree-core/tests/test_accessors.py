@@ -1,6 +1,10 @@
+import copy
+import pickle
+
 import pytest
 import pytree_core as pt
 from hypothesis import given
+from pytree_backend import needs_native
 from pytree_strategies import EVERY_KIND, Box, Layer, Point, nested, trees
 
 
@@ -56,6 +60,7 @@ def test_paths_without_types_can_be_written_too():
     assert pt.keystr(("a", 1), simple=True, separator=".") == "a.1"
 
 
+@needs_native("reaches this depth")
 def test_deep_structures_have_accessors():
     (accessor,) = pt.tree_accessors(nested(1000))
     assert accessor.path == (0,) * 1000
@@ -63,3 +68,28 @@ def test_deep_structures_have_accessors():
 
 def test_a_type_without_names_is_indexed():
     assert pt.tree_accessors(Box([1, 2])) == [(pt.Item(0),), (pt.Item(1),)]
+
+
+def test_steps_are_immutable_and_can_be_copied():
+    step = pt.Item(("a", 1))
+    with pytest.raises(AttributeError):
+        step.entry = 2
+    for copied in (copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
+        assert copied == step
+        assert repr(copied) == "Item(('a', 1))"
+
+
+@given(trees)
+def test_functions_with_accessors_see_the_leaves_they_lead_to(tree):
+    ways, leaves, spec = pt.tree_flatten_with_accessor(tree)
+    seen = []
+    mapped = pt.tree_map_with_accessor(lambda *row: seen.append(row) or row[1], tree, tree)
+
+    assert (ways, leaves, spec) == (pt.tree_accessors(tree), *pt.tree_flatten(tree))
+    assert seen == list(zip(ways, leaves, leaves, strict=True))
+    assert pt.tree_structure(mapped) == spec
+
+
+def test_a_map_with_accessors_refuses_another_structure():
+    with pytest.raises(ValueError, match="at the root: expected a list of 1, got a list of 2"):
+        pt.tree_map_with_accessor(lambda *_: None, [1], [1, 2])

@@ -89,3 +89,32 @@ def test_each_of_several_trees_may_be_the_prefix():
     )
     with pytest.raises(ValueError, match=r"at \[0\]: expected a list of 2, got a tuple of 1"):
         pt.tree_broadcast_map(add, ([1, 2],), ((1,),))
+
+
+@given(trees, trees)
+def test_there_are_equality_errors_exactly_where_leaves_do_not_correspond(tree, other):
+    first, second = pt.tree_structure(tree), pt.tree_structure(other)
+    errors = pt.equality_errors(tree, other)
+
+    assert (not errors) == (first <= second <= first)
+    assert pt.equality_errors(tree, tree) == []
+
+
+def test_equality_errors_say_where_and_what():
+    ours = {"a": [1, {"b": 2}], "c": (3, 4), "d": 5}
+    theirs = {"a": [1, 2], "c": (3, 4, 5), "d": [6]}
+
+    assert pt.equality_errors(ours, theirs) == [
+        "at ['a'][1]: expected a dict of 1, got an int",
+        "at ['c']: expected a tuple of 2, got a tuple of 3",
+        "at ['d']: expected a leaf, got TreeSpec([*])",
+    ]
+    assert pt.equality_errors([(1, 2)], [(1, 2)], lambda x: x == (1, 2)) == []
+
+
+def test_what_is_declared_a_leaf_on_one_side_only_is_an_equality_error():
+    marked, plain = [1], [2]
+
+    assert pt.equality_errors(plain, marked, lambda x: x is marked) == [
+        "at the root: expected TreeSpec([*]), got a leaf"
+    ]

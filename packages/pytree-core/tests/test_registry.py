@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import pytree_core as pt
+from pytree_backend import needs_native
 from pytree_core import _reference as reference
 from pytree_strategies import Box, Config, Point
 
@@ -160,6 +161,7 @@ def test_a_class_is_registered_by_its_methods():
         pt.register_pytree_node_class(Pair)
 
 
+@needs_native("keeps names as C strings")
 def test_a_registration_that_fails_leaves_no_trace():
     with pytest.raises(UnicodeEncodeError):
         pt.register_pytree_node(Pair, flatten_pair, unflatten_pair, namespace="\ud800")

@@ -9,6 +9,7 @@ from collections import OrderedDict, defaultdict, deque
 
 import pytest
 import pytree_core as pt
+from pytree_backend import needs_native
 from pytree_core import _core
 from pytree_strategies import EVERY_KIND, Box, Config, Point
 
@@ -175,6 +176,7 @@ def test_a_flatten_function_must_return_what_it_should(node, result, error, text
             flatten([tree], namespace="robust")
 
 
+@needs_native("promises this")
 def test_types_may_be_unregistered_while_they_are_flattened():
     class Fleeting:
         pass
@@ -204,6 +206,7 @@ def test_unflatten_may_change_its_leaves_on_the_way(node):
     assert spec.unflatten(leaves) == [(1,), 2, 3]
 
 
+@needs_native("promises this")
 def test_incomplete_sequences_are_never_seen(node):
     def look(*_):
         for thing in gc.get_objects():
@@ -218,6 +221,7 @@ def test_incomplete_sequences_are_never_seen(node):
     assert pt.tree_map(abs, [tree, tree], namespace="robust") == [(1, 2), (1, 2)]
 
 
+@needs_native("promises this")
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_no_reference_is_lost_or_kept(kind, collected):
     leaf = object()
@@ -253,6 +257,7 @@ def test_no_reference_is_lost_or_kept(kind, collected):
     assert all(abs(a - b) < 25 for a, b in zip(after, before, strict=True)), (before, after)
 
 
+@needs_native("promises this")
 def test_failed_calls_keep_no_reference(collected):
     leaf = object()
     before = sys.getrefcount(leaf)
@@ -270,6 +275,7 @@ def test_failed_calls_keep_no_reference(collected):
 
 
 # Not a dataclass: CPython 3.13.0 crashes by itself if a generator expression gets no memory.
+@needs_native("promises this")
 @pytest.mark.parametrize("kind", sorted(set(EVERY_KIND) - {"layer"}))
 def test_a_lack_of_memory_is_a_memory_error_wherever_it_strikes(kind):
     memory = pytest.importorskip("_testcapi")

@@ -78,3 +78,9 @@ def test_a_mask_must_be_a_prefix():
         pt.tree_select({"a": [True]}, {"a": 1}, {"a": 2})
     with pytest.raises(ValueError, match="expected a list of 2"):
         pt.tree_select(True, [1, 2], [1])
+
+
+def test_nones_are_replaced_by_leaves_and_nothing_else_is():
+    assert pt.tree_replace_nones(0, {"a": None, "b": [1, (None,)]}) == {"a": 0, "b": [1, (0,)]}
+    assert pt.tree_replace_nones("x", None) == "x"
+    assert pt.tree_replace_nones(0, [(None,)], lambda t: isinstance(t, tuple)) == [(None,)]

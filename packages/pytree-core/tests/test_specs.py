@@ -35,7 +35,7 @@ def test_only_structures_make_structures():
     assert pt.treespec_from_collection(None, none_is_leaf=True).is_leaf()
     with pytest.raises(TypeError, match="must be structures, got 3"):
         pt.treespec_from_collection([pt.treespec_leaf(), 3])
-    with pytest.raises(RecursionError, match="nested more than 1000 deep"):
+    with pytest.raises(RecursionError):
         pt.treespec_from_collection([pt.tree_structure(nested(1000))])
 
 

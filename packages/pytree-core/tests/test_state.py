@@ -9,6 +9,7 @@ import pytest
 import pytree_core as pt
 from hypothesis import given
 from hypothesis import strategies as st
+from pytree_backend import needs_native
 from pytree_core._core import treespec_from_state
 from pytree_strategies import EVERY_KIND, Box, Config, Point, nested, trees
 
@@ -117,6 +118,7 @@ def test_a_state_with_any_part_exchanged_is_refused_or_whole(tree, data):
     assert pt.tree_structure(spec.unflatten(range(spec.num_leaves))).num_leaves == spec.num_leaves
 
 
+@needs_native("has a depth limit of its own")
 def test_a_state_that_is_too_deep_is_refused():
     version, nodes = state_of(pt.tree_structure(nested(1000)))
     with pytest.raises(RecursionError, match="more than 1000 deep"):

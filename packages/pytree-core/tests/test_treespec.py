@@ -7,6 +7,7 @@ import pytest
 import pytree_core as pt
 from hypothesis import given
 from hypothesis import strategies as st
+from pytree_backend import needs_native
 from pytree_core import _core
 from pytree_core import _reference as reference
 from pytree_strategies import EVERY_KIND, Box, Config, nested, trees
@@ -61,8 +62,8 @@ def test_different_structures_are_unequal(tree, other):
 
 def test_a_spec_equals_no_other_object():
     assert pt.tree_structure(1) != 1
-    with pytest.raises(TypeError, match="'<' not supported"):
-        pt.tree_structure(1) < pt.tree_structure(1)  # noqa: B015
+    with pytest.raises(TypeError, match="not supported"):
+        pt.tree_structure(1) < 1  # noqa: B015
 
 
 def test_metadata_that_cannot_be_hashed_makes_the_hash_fail():
@@ -159,6 +160,7 @@ def test_repr_shows_the_structure(kind, text):
     assert repr(pt.tree_structure(EVERY_KIND[kind])) == f"TreeSpec({text})"
 
 
+@needs_native("promises this")
 def test_a_metadata_that_holds_the_spec_itself_prints():
     label = []
     spec = pt.tree_structure(Box([1], label))
@@ -167,6 +169,7 @@ def test_a_metadata_that_holds_the_spec_itself_prints():
     assert repr(spec) == "TreeSpec(Box[[TreeSpec(...)]](*))"
 
 
+@needs_native("promises this")
 def test_a_spec_cannot_be_made_by_hand():
     with pytest.raises(TypeError, match="cannot create"):
         pt.TreeSpec()
@@ -188,6 +191,7 @@ def test_other_objects_are_refused_where_a_spec_is_expected(method):
         getattr(pt.tree_structure(1), method)(1)
 
 
+@needs_native("has a depth limit of its own")
 def test_compositions_that_are_too_deep_or_too_large_are_refused():
     half = pt.tree_structure(nested(501))
     with pytest.raises(RecursionError, match="more than 1000 deep"):
@@ -198,6 +202,7 @@ def test_compositions_that_are_too_deep_or_too_large_are_refused():
     assert pt.tree_structure(nested(500)).compose(pt.tree_structure(nested(500))).num_nodes == 1001
 
 
+@needs_native("has a depth limit of its own")
 def test_every_operation_works_at_the_greatest_depth():
     spec = pt.tree_structure(nested(1000))
 
@@ -255,6 +260,7 @@ def test_leaves_may_come_from_any_iterable(leaves):
     assert spec.unflatten(iter(leaves)) == spec.unflatten(tuple(leaves)) == leaves
 
 
+@needs_native("documents itself")
 def test_signatures_and_documentation_are_there():
     for name in vars(pt.TreeSpec):
         assert getattr(pt.TreeSpec, name).__doc__ or name == "__hash__"

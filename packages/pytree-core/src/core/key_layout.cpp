@@ -133,7 +133,7 @@ void add_key_layout_type() {
     };
     auto make = [](unsigned gc, PyType_Slot *slots) {
         PyType_Spec spec = {
-            "pytree_core._core.KeyLayout",
+            "pytree_core._native.KeyLayout",
             sizeof(KeyLayout),
             sizeof(PyObject *) + 2 * sizeof(std::uint32_t),
             static_cast<unsigned>(Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |

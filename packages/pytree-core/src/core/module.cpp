@@ -6,7 +6,7 @@
 #include "registry.hpp"
 #include "treespec.hpp"
 
-NB_MODULE(_core, module) {
+NB_MODULE(_native, module) {
     using namespace pytree;
 
     // The types and the registry exist once in a process. Newer Pythons refuse by themselves.

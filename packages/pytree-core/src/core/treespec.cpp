@@ -93,23 +93,39 @@ NodeView view_of(PyObject *treespec) {
     return nodes_of(treespec);
 }
 
-nb::object compose(NodeView outer, NodeView inner) {
-    std::uint64_t leaves = inner.root().num_leaves, nodes = inner.size;
-    auto size = [&](const Node &node) {
-        return node.num_nodes - node.num_leaves + node.num_leaves * nodes;
-    };
-    check_size(size(outer.root()));  // before any memory is taken
+nb::object graft(NodeView outer, const std::vector<NodeView> &inner) {
+    // How many leaves and nodes come before each structure.
+    std::vector<std::uint64_t> leaves{0}, nodes{0};
+    for (NodeView structure : inner) {
+        leaves.push_back(leaves.back() + structure.root().num_leaves);
+        nodes.push_back(nodes.back() + structure.size);
+    }
+    check_size(outer.size - inner.size() + nodes.back());  // before any memory is taken
     NodeBuffer made;
+    std::size_t seen = 0;  // leaves of `outer`
     for (std::size_t i = 0; i < outer.size; ++i) {
         const Node &node = outer[i];
         if (node.kind == Kind::Leaf) {
-            for (std::size_t j = 0; j < inner.size; ++j) made.push(inner[j]);
+            NodeView structure = inner[seen++];
+            for (std::size_t j = 0; j < structure.size; ++j) made.push(structure[j]);
         } else {
-            made.push(node.kind, node.arity, node.num_leaves * leaves, size(node),
+            std::size_t first = seen - node.num_leaves;
+            made.push(node.kind, node.arity, leaves[seen] - leaves[first],
+                      node.num_nodes - node.num_leaves + nodes[seen] - nodes[first],
                       nb::borrow(node.data));
         }
     }
     check_depth(made.view());
+    return make_treespec(made);
+}
+
+nb::object one_level(NodeView nodes) {
+    const Node &root = nodes.root();
+    if (root.kind == Kind::Leaf) return leaf_treespec();
+    NodeBuffer made;
+    made.push_leaves(root.arity);
+    made.push(root.kind, root.arity, root.arity, root.arity + std::size_t{1},
+              nb::borrow(root.data));
     return make_treespec(made);
 }
 

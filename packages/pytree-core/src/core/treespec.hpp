@@ -1,6 +1,8 @@
 // The Python type TreeSpec.
 #pragma once
 
+#include <vector>
+
 #include "node.hpp"
 
 namespace pytree {
@@ -27,8 +29,10 @@ NodeView view_of(PyObject *treespec);
 /// Throws RecursionError if leaves are nested too deep.
 void check_depth(NodeView nodes);
 
-/// `outer` with `inner` in place of each leaf.
-nb::object compose(NodeView outer, NodeView inner);
+/// `outer` with one of the structures in place of each leaf, of which there are as many.
+nb::object graft(NodeView outer, const std::vector<NodeView> &inner);
+/// The last node alone, with leaves for children.
+nb::object one_level(NodeView nodes);
 
 /// Creates the type, with what Python may do with it.
 PyTypeObject *make_treespec_type(PyType_Slot *protocols);

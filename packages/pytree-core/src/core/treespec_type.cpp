@@ -22,11 +22,27 @@ PyObject *repr(PyObject *self) {
     return text;
 }
 
+/// Compares by equality, or in the order of prefixes.
+bool compare(NodeView a, NodeView b, int operation) {
+    switch (operation) {
+        case Py_EQ:
+            return equal(a, b);
+        case Py_NE:
+            return !equal(a, b);
+        case Py_LE:
+            return pytree::is_prefix(a, b);
+        case Py_LT:
+            return pytree::is_prefix(a, b) && !pytree::is_prefix(b, a);
+        case Py_GE:
+            return compare(b, a, Py_LE);
+        default:
+            return compare(b, a, Py_LT);
+    }
+}
+
 PyObject *richcompare(PyObject *self, PyObject *other, int operation) {
-    bool comparable = Py_TYPE(other) == Py_TYPE(self) && (operation == Py_EQ || operation == Py_NE);
-    if (!comparable) Py_RETURN_NOTIMPLEMENTED;
-    return guarded(
-        [&] { return nb::bool_(equal(nodes_of(self), nodes_of(other)) == (operation == Py_EQ)); });
+    if (Py_TYPE(other) != Py_TYPE(self)) Py_RETURN_NOTIMPLEMENTED;
+    return guarded([&] { return nb::bool_(compare(nodes_of(self), nodes_of(other), operation)); });
 }
 
 Py_hash_t hash(PyObject *self) {
@@ -123,7 +139,61 @@ PyObject *flatten_up_to(PyObject *self, PyObject *tree) {
 }
 
 PyObject *compose(PyObject *self, PyObject *inner) {
-    return guarded([&] { return pytree::compose(nodes_of(self), view_of(inner)); });
+    return guarded([&] {
+        NodeView nodes = nodes_of(self), repeated = view_of(inner);
+        std::uint64_t leaves = nodes.root().num_leaves;
+        check_size(nodes.size - leaves + leaves * repeated.size);  // before any memory is taken
+        return pytree::graft(nodes, std::vector<NodeView>(leaves, repeated));
+    });
+}
+
+PyObject *graft(PyObject *self, PyObject *iterable) {
+    return guarded([&] {
+        NodeView nodes = nodes_of(self);
+        nb::object treespecs = owned(PySequence_Tuple(iterable));
+        auto size = static_cast<std::size_t>(PyTuple_GET_SIZE(treespecs.ptr()));
+        if (size != nodes.root().num_leaves) {
+            raise(PyExc_ValueError, "expected %zu structures, one a leaf, got %zu",
+                  std::size_t{nodes.root().num_leaves}, size);
+        }
+        std::vector<NodeView> inner;
+        for (nb::handle treespec : treespecs) inner.push_back(view_of(treespec.ptr()));
+        return pytree::graft(nodes, inner);
+    });
+}
+
+PyObject *one_level(PyObject *self, PyObject *) {
+    return guarded([&] { return pytree::one_level(nodes_of(self)); });
+}
+
+PyObject *levels(PyObject *self, PyObject *) {
+    return guarded([&] {
+        NodeView nodes = nodes_of(self);
+        nb::object list = owned(PyList_New(0));
+        for (std::size_t i = 0; i < nodes.size; ++i) {
+            nb::object level = pytree::one_level({nodes.nodes + i, 1});
+            checked(PyList_Append(list.ptr(), level.ptr()));
+        }
+        return list;
+    });
+}
+
+/// Calls a function of `pytree_core._walk` with the structure before the other arguments.
+PyObject *call_walk(const char *name, PyObject *self, PyObject *arguments, PyObject *keywords) {
+    return guarded([&] {
+        nb::object function = nb::module_::import_("pytree_core._walk").attr(name);
+        nb::object first = owned(PyTuple_Pack(1, self));
+        nb::object all = owned(PySequence_Concat(first.ptr(), arguments));
+        return owned(PyObject_Call(function.ptr(), all.ptr(), keywords));
+    });
+}
+
+PyObject *walk(PyObject *self, PyObject *arguments, PyObject *keywords) {
+    return call_walk("walk", self, arguments, keywords);
+}
+
+PyObject *transform(PyObject *self, PyObject *arguments, PyObject *keywords) {
+    return call_walk("transform", self, arguments, keywords);
 }
 
 PyObject *is_prefix(PyObject *self, PyObject *other) {
@@ -191,8 +261,39 @@ PyMethodDef table[] = {
     {"compose", compose, METH_O,
      "compose($self, inner, /)\n--\n\nReturn this structure with `inner` at each leaf.\n\n"
      "Raises:\n    RecursionError: If the result is nested more than 1000 deep."},
+    {"graft", graft, METH_O,
+     "graft($self, treespecs, /)\n--\n\nReturn this structure with one of an iterable of "
+     "structures at each leaf.\n\nRaises:\n    ValueError: If there are more or fewer than "
+     "`num_leaves`.\n    RecursionError: If the result is nested more than 1000 deep."},
+    {"one_level", one_level, METH_NOARGS,
+     "one_level($self, /)\n--\n\nReturn the root alone, with leaves for children."},
+    {"levels", levels, METH_NOARGS,
+     "levels($self, /)\n--\n\nList the `one_level` of each node, children before parents."},
+    {"walk", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(walk)),
+     METH_VARARGS | METH_KEYWORDS,
+     "walk($self, /, leaves, f_node=None, f_leaf=None)\n--\n\nFold a tree from its leaves to "
+     "its root.\n\nCalls ``f_leaf(leaf)`` on each of an iterable of leaves, and "
+     "``f_node(level, children)``\non each node after its children, with its `one_level` and "
+     "the tuple of what the calls\nfor its children returned. Without `f_leaf` leaves stay; "
+     "without `f_node` nodes are built.\nReturns what was returned for the root.\n\nRaises:\n"
+     "    ValueError: If there are more or fewer leaves than `num_leaves`.\n\nExample:\n"
+     "    >>> import pytree_core as pt\n"
+     "    >>> leaves, spec = pt.tree_flatten({'a': [1, 2], 'b': (3,)})\n"
+     "    >>> spec.walk(leaves, lambda level, children: sum(children))\n    6\n"},
+    {"transform", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(transform)),
+     METH_VARARGS | METH_KEYWORDS,
+     "transform($self, /, f_node=None, f_leaf=None)\n--\n\nReplace nodes by nodes of as many "
+     "children, and leaves by structures.\n\nCalls ``f_leaf(leaf)`` on each leaf, a structure, "
+     "and ``f_node(level)`` on the `one_level`\nof each node, children first; both return "
+     "structures.\n\nRaises:\n    TypeError: If something else is returned.\n"
+     "    ValueError: If a level is replaced by one with another number of leaves.\n\n"
+     "Example:\n    >>> import pytree_core as pt\n"
+     "    >>> spec = pt.tree_structure([1, (2, 3)])\n"
+     "    >>> spec.transform(lambda level: pt.tree_structure([0] * level.num_leaves))\n"
+     "    TreeSpec([*, [*, *]])\n"},
     {"is_prefix", is_prefix, METH_O,
-     "is_prefix($self, other, /)\n--\n\nTell whether `other` only adds subtrees at leaves."},
+     "is_prefix($self, other, /)\n--\n\nTell whether `other` only adds subtrees at leaves; "
+     "also written ``self <= other``."},
     {"is_suffix", is_suffix, METH_O,
      "is_suffix($self, other, /)\n--\n\nTell whether `other` is a prefix of this structure."},
     {"is_leaf", is_leaf, METH_NOARGS, "is_leaf($self, /)\n--\n\nTell whether this is a leaf."},
@@ -217,8 +318,8 @@ PyMethodDef functions[] = {
 
 char doc[] =
     "The structure of a tree: everything but its leaves.\n\n"
-    "Immutable; compares and hashes by value; can be pickled. Made by `tree_flatten` and\n"
-    "`tree_structure`.\n\n"
+    "Immutable; compares and hashes by value; can be pickled. ``a <= b`` says that `a` is a\n"
+    "prefix of `b`. Made by `tree_flatten` and `tree_structure`.\n\n"
     "Example:\n"
     "    >>> import pytree_core as pt\n"
     "    >>> spec = pt.tree_structure({'b': [1, None], 'a': 2})\n"

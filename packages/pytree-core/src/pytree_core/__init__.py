@@ -1,18 +1,24 @@
 """Trees of Python containers, taken apart into leaves and structure, and rebuilt."""
 
-from pytree_core import dataclasses as dataclasses
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
 from pytree_core._accessors import Accessor as Accessor
 from pytree_core._accessors import Attribute as Attribute
 from pytree_core._accessors import Item as Item
 from pytree_core._accessors import keystr as keystr
 from pytree_core._accessors import tree_accessors as tree_accessors
+from pytree_core._accessors import tree_flatten_with_accessor as tree_flatten_with_accessor
+from pytree_core._accessors import tree_map_with_accessor as tree_map_with_accessor
 from pytree_core._broadcast import broadcast_common as broadcast_common
 from pytree_core._broadcast import broadcast_prefix as broadcast_prefix
+from pytree_core._broadcast import equality_errors as equality_errors
 from pytree_core._broadcast import prefix_errors as prefix_errors
 from pytree_core._broadcast import tree_broadcast_common as tree_broadcast_common
 from pytree_core._broadcast import tree_broadcast_map as tree_broadcast_map
 from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefix
 from pytree_core._core import TreeSpec as TreeSpec
+from pytree_core._core import __backend__ as __backend__
 from pytree_core._core import clear_cache as clear_cache
 from pytree_core._core import tree_flatten as tree_flatten
 from pytree_core._core import tree_flatten_with_path as tree_flatten_with_path
@@ -41,6 +47,7 @@ from pytree_core._select import tree_combine as tree_combine
 from pytree_core._select import tree_filter as tree_filter
 from pytree_core._select import tree_map_only as tree_map_only
 from pytree_core._select import tree_partition as tree_partition
+from pytree_core._select import tree_replace_nones as tree_replace_nones
 from pytree_core._select import tree_select as tree_select
 from pytree_core._specs import treespec_from_collection as treespec_from_collection
 from pytree_core._specs import treespec_leaf as treespec_leaf
@@ -48,14 +55,21 @@ from pytree_core._transform import all_leaves as all_leaves
 from pytree_core._transform import tree_map_ as tree_map_
 from pytree_core._transform import tree_transpose as tree_transpose
 from pytree_core._transform import tree_transpose_map as tree_transpose_map
+from pytree_core._typing import PyTree as PyTree
+
+if _TYPE_CHECKING:
+    from pytree_core import dataclasses as dataclasses
 
 __version__: str
 
 
-def __getattr__(name: str) -> str:
-    """Look the version up when it is asked for: to import the means takes longer than all else."""
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> _Any:
+    """Get what takes longer to import than all else, when it is asked for."""
+    import importlib
     import importlib.metadata
 
-    return importlib.metadata.version("pytree-core")
+    if name == "__version__":
+        return importlib.metadata.version("pytree-core")
+    if name == "dataclasses":
+        return importlib.import_module("pytree_core.dataclasses")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

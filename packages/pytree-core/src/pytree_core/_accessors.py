@@ -2,17 +2,40 @@
 
 import keyword
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
 
-from pytree_core._core import TreeSpec, tree_structure
+from pytree_core._core import TreeSpec, tree_flatten, tree_structure
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class _Step:
+    """One step of a path: immutable, and equal to steps of its kind with an equal entry."""
+
+    # Not a dataclass: to import `dataclasses` takes longer than this whole package.
+    __slots__ = ("_entry",)
+    __match_args__ = ("entry",)
+
+    def __init__(self, entry: Any) -> None:
+        self._entry = entry
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.entry == other.entry  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.entry))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.entry!r})"
+
+    @property
+    def entry(self) -> Any:
+        """The key, index or name."""
+        return self._entry
+
+
+class Item(_Step):
     """A step to what is at a key or an index.
 
-    Attributes:
+    Args:
         entry: The key or index.
 
     Example:
@@ -22,7 +45,7 @@ class Item:
         (1, "tree['a']")
     """
 
-    entry: Any
+    __slots__ = ()
 
     def __call__(self, tree: Any, /) -> Any:
         """Take the step from a tree."""
@@ -33,11 +56,10 @@ class Item:
         return f"{root}[{self.entry!r}]"
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(_Step):
     """A step to a field.
 
-    Attributes:
+    Args:
         entry: The name of the field.
 
     Example:
@@ -47,7 +69,7 @@ class Attribute:
         (2.0, 'z.imag')
     """
 
-    entry: str
+    __slots__ = ()
 
     def __call__(self, tree: Any, /) -> Any:
         """Take the step from a tree."""
@@ -139,6 +161,69 @@ def tree_accessors(
     """
     treespec = tree_structure(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
     return accessors(treespec)
+
+
+def tree_flatten_with_accessor(
+    tree: Any,
+    /,
+    is_leaf: Callable[[Any], bool | None] | None = None,
+    *,
+    none_is_leaf: bool = False,
+    namespace: str = "",
+) -> tuple[list[Accessor], list[Any], TreeSpec]:
+    """Take a tree apart, with the way to each leaf.
+
+    Args:
+        tree: Any tree.
+        is_leaf: Called on each subtree; True makes it a leaf.
+        none_is_leaf: Count None as a leaf, not as a node without children.
+        namespace: Which registered types are nodes, besides the global ones.
+
+    Returns:
+        The accessors, as `tree_accessors` lists them, the leaves and the structure.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> pt.tree_flatten_with_accessor({"a": [7]})
+        ([Accessor(*['a'][0])], [7], TreeSpec({'a': [*]}))
+    """
+    leaves, treespec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
+    return accessors(treespec), leaves, treespec
+
+
+def tree_map_with_accessor(
+    func: Callable[..., Any],
+    tree: Any,
+    /,
+    *rests: Any,
+    is_leaf: Callable[[Any], bool | None] | None = None,
+    none_is_leaf: bool = False,
+    namespace: str = "",
+) -> Any:
+    """Map a function over the leaves and the ways to them.
+
+    Args:
+        func: Called with an accessor, its leaf, and what each of `rests` has there.
+        tree: Any tree.
+        rests: Trees that have `tree` as a prefix.
+        is_leaf: Called on each subtree of `tree`; True makes it a leaf.
+        none_is_leaf: Count None as a leaf, not as a node without children.
+        namespace: Which registered types are nodes, besides the global ones.
+
+    Returns:
+        A tree like `tree` of the results.
+
+    Raises:
+        ValueError: If a tree of `rests` differs from `tree` above its leaves.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> pt.tree_map_with_accessor(lambda way, x: f"{way.codify('p')} = {x}", {"w": [1, 2]})
+        {'w': ["p['w'][0] = 1", "p['w'][1] = 2"]}
+    """
+    leaves, treespec = tree_flatten(tree, is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
+    columns = [accessors(treespec), leaves, *(treespec.flatten_up_to(rest) for rest in rests)]
+    return treespec.unflatten(map(func, *columns))
 
 
 def accessors(treespec: TreeSpec) -> list[Accessor]:

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from pytree_core._core import TreeSpec, treespec_from_state
-from pytree_core._registry import registered
+from pytree_core._tables import registered
 
 _FORMAT = "pytree_core.TreeSpec"
 _FACTORIES = (bool, bytes, complex, dict, float, frozenset, int, list, set, str, tuple)

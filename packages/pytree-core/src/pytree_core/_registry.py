@@ -1,47 +1,15 @@
 """The types that users declared to be nodes."""
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 from pytree_core._core import publish
+from pytree_core._tables import FlattenFunc, Registration, UnflattenFunc, tables
 
 T = TypeVar("T", bound=type)
 
-FlattenFunc = Callable[[Any], tuple[Any, ...]]
-UnflattenFunc = Callable[[Any, Any], Any]
-
 _BUILT_IN = frozenset({dict, OrderedDict, defaultdict, list, tuple, deque, type(None)})
-_tables: dict[str, dict[type, "Registration"]] = {}
-
-
-class Registration(NamedTuple):
-    """How objects of one type are taken apart and rebuilt, in one namespace."""
-
-    cls: type
-    flatten_func: FlattenFunc
-    unflatten_func: UnflattenFunc
-    namespace: str
-    fields: tuple[tuple[str, ...], tuple[str, ...]] | None = None  # of a dataclass
-
-
-def lookup(cls: type, namespace: str) -> Registration | None:
-    """Find the registration of `cls` in `namespace`, or else in the global one."""
-    own = _tables.get(namespace, {}).get(cls) if namespace else None
-    return own or _tables.get("", {}).get(cls)
-
-
-def registered_types(namespace: str) -> list[type]:
-    """List the types registered in a namespace."""
-    return list(_tables.get(namespace, {}))
-
-
-def registered(module: str, qualname: str, namespace: str) -> Registration | None:
-    """Find a registration by the name of its type, importing nothing."""
-    for cls, registration in _tables.get(namespace, {}).items():
-        if (cls.__module__, cls.__qualname__) == (module, qualname):
-            return registration
-    return None
 
 
 def register_pytree_node(
@@ -97,7 +65,7 @@ def add(registration: Registration) -> None:
     _check_namespace(namespace)
     if cls in _BUILT_IN:
         raise ValueError(f"{cls.__qualname__} is a node already, and stays the one it is.")
-    table = _tables.get(namespace, {})
+    table = tables.get(namespace, {})
     if cls in table:
         raise ValueError(
             f"{cls.__qualname__} is registered already in the namespace {namespace!r}. "
@@ -215,34 +183,10 @@ def unregister_pytree_node(cls: type, *, namespace: str) -> None:
         1
     """
     _check_namespace(namespace)
-    table = dict(_tables.get(namespace, {}))
+    table = dict(tables.get(namespace, {}))
     if table.pop(cls, None) is None:
         raise ValueError(f"{cls!r} is not registered in the namespace {namespace!r}.")
     _replace(namespace, table)
-
-
-def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, tuple[Any, ...]]:
-    """Call the flatten function once and check what it says.
-
-    Returns:
-        The children, the metadata and the entries, one a child.
-    """
-    name = registration.cls.__qualname__
-    result = registration.flatten_func(tree)
-    if not isinstance(result, tuple) or len(result) not in (2, 3):
-        raise TypeError(
-            f"The flatten function of {name} must return (children, metadata) or "
-            f"(children, metadata, entries), got {result!r}."
-        )
-    children = tuple(result[0])
-    entries: Iterable[Any] | None = result[2] if len(result) == 3 else None
-    entries = tuple(range(len(children)) if entries is None else entries)
-    if len(entries) != len(children):
-        raise ValueError(
-            f"The flatten function of {name} returned {len(children)} children "
-            f"and {len(entries)} entries."
-        )
-    return children, result[1], entries
 
 
 def _check_namespace(namespace: str) -> None:
@@ -252,4 +196,4 @@ def _check_namespace(namespace: str) -> None:
 
 def _replace(namespace: str, table: dict[type, Registration]) -> None:
     publish(namespace, table)
-    _tables[namespace] = table
+    tables[namespace] = table

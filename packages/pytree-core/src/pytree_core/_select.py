@@ -10,6 +10,36 @@ IsLeaf = Callable[[Any], bool | None]
 Which = type | tuple[type, ...] | Callable[[Any], bool]
 
 
+def tree_replace_nones(
+    value: Any,
+    tree: Any,
+    /,
+    is_leaf: IsLeaf | None = None,
+    *,
+    namespace: str = "",
+) -> Any:
+    """Put a leaf wherever a tree has None.
+
+    Args:
+        value: What to put there.
+        tree: Any tree.
+        is_leaf: Called on each subtree; True makes it a leaf.
+        namespace: Which registered types are nodes, besides the global ones.
+
+    Example:
+        >>> import pytree_core as pt
+        >>> pt.tree_replace_nones(0, {"a": None, "b": [1, None]})
+        {'a': 0, 'b': [1, 0]}
+    """
+    return tree_map(
+        lambda leaf: value if leaf is None else leaf,
+        tree,
+        is_leaf=is_leaf,
+        none_is_leaf=True,
+        namespace=namespace,
+    )
+
+
 def tree_map_only(
     which: Which,
     func: Callable[[Any], Any],

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytree_core._core import TreeSpec, flatten_one_level, tree_structure, treespec_from_state
+from pytree_core._core import TreeSpec, flatten_one_level, tree_structure
 
 
 def treespec_leaf() -> TreeSpec:
@@ -43,14 +43,8 @@ def treespec_from_collection(
     """
     children, level = flatten_one_level(collection, none_is_leaf=none_is_leaf, namespace=namespace)
     if level.is_leaf():
-        children = []
+        return level
     wrong = [child for child in children if not isinstance(child, TreeSpec)]
     if wrong:
         raise TypeError(f"The children must be structures, got {wrong[0]!r}.")
-    version, root = _state(level)
-    below = tuple(node for child in children for node in _state(child)[1])
-    return treespec_from_state((version, (*below, root[-1])))
-
-
-def _state(treespec: TreeSpec) -> tuple[int, tuple[Any, ...]]:
-    return treespec.__reduce__()[1][0]
+    return level.graft(children)

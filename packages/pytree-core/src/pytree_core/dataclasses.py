@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pytree_core._registry import Registration, add
+from pytree_core._fields import PYTREE_NODE, register_fields
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
@@ -16,8 +16,6 @@ else:
 
 
 T = TypeVar("T", bound=type)
-
-_PYTREE_NODE = "pytree_node"
 
 
 def field(*, pytree_node: bool = True, **options: Any) -> Any:
@@ -38,7 +36,7 @@ def field(*, pytree_node: bool = True, **options: Any) -> Any:
         >>> pt.tree_leaves(Layer(1.5, "first"), namespace="doc-field")
         [1.5]
     """
-    metadata = {**(options.pop("metadata", None) or {}), _PYTREE_NODE: pytree_node}
+    metadata = {**(options.pop("metadata", None) or {}), PYTREE_NODE: pytree_node}
     return dataclasses.field(metadata=metadata, **options)
 
 
@@ -105,22 +103,8 @@ def register_node(cls: T, *, namespace: str = "") -> T:
     if not isinstance(node_type, type) or not dataclasses.is_dataclass(node_type):
         raise TypeError(f"`cls` must be a dataclass, got {cls!r}.")
     fields = dataclasses.fields(node_type)
-    children = tuple(f.name for f in fields if f.metadata.get(_PYTREE_NODE, True))
+    children = tuple(f.name for f in fields if f.metadata.get(PYTREE_NODE, True))
     static = tuple(f.name for f in fields if f.name not in children)
 
-    def flatten(node: Any) -> tuple[Any, ...]:
-        return (
-            tuple(getattr(node, name) for name in children),
-            tuple(getattr(node, name) for name in static),
-            children,
-        )
-
-    def unflatten(metadata: tuple[Any, ...], subtrees: tuple[Any, ...]) -> Any:
-        node = object.__new__(cls)
-        for name, value in zip(children + static, (*subtrees, *metadata), strict=True):
-            object.__setattr__(node, name, value)
-        return node
-
-    # The core reads and sets the fields by itself, and does what these functions say.
-    add(Registration(node_type, flatten, unflatten, namespace, (children, static)))
+    register_fields(node_type, children, static, namespace)
     return cls

@@ -6,7 +6,7 @@ from typing import Any
 import torch.utils._pytree as torch_trees
 
 from pytree_core import _core, _reference
-from pytree_core._registry import lookup, parts, registered_types
+from pytree_core._tables import lookup, parts, registered_types
 
 
 def register_with_torch(cls: type | None = None, *, namespace: str = "") -> None:
@@ -81,6 +81,8 @@ def register_with_dynamo() -> None:
         >>> double({"a": torch.ones(2)})
         {'a': tensor([2., 2.])}
     """
+    if _core.__backend__ == "python":
+        return  # it is what Dynamo traces anyway
     from torch.compiler import substitute_in_graph
 
     for name in (

@@ -1,16 +1,12 @@
 """Trees of NumPy arrays as vectors: raveling, arithmetic, norms."""
 
 import functools
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pytree_core._broadcast import tree_broadcast_prefix
 from pytree_core._core import (
-    TreeSpec,
-    tree_flatten,
     tree_leaves,
     tree_map,
     tree_map_with_path,
@@ -20,35 +16,8 @@ from pytree_core.integrations._arithmetic import tree_add_scalar_mul as tree_add
 from pytree_core.integrations._arithmetic import tree_mul as tree_mul
 from pytree_core.integrations._arithmetic import tree_scalar_mul as tree_scalar_mul
 from pytree_core.integrations._arithmetic import tree_sub as tree_sub
-
-
-@dataclass(frozen=True)
-class Unravel:
-    """Rebuild a tree of arrays from one vector, as `tree_ravel` laid it out.
-
-    Attributes:
-        treespec: The structure of the tree.
-        shapes: The shape of each leaf.
-        dtypes: The dtype of each leaf, which it gets back.
-        dtype: The dtype that the vector must have.
-    """
-
-    treespec: TreeSpec
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[np.dtype[Any], ...]
-    dtype: np.dtype[Any]
-
-    def __call__(self, vector: np.ndarray[Any, Any]) -> Any:
-        """Return the tree whose leaves are the pieces of `vector`."""
-        sizes = [math.prod(shape) for shape in self.shapes]
-        if vector.shape != (sum(sizes),) or vector.dtype != self.dtype:
-            raise ValueError(
-                f"expected a vector of {sum(sizes)} {self.dtype}, "
-                f"got {vector.dtype} of shape {vector.shape}"
-            )
-        pieces = np.split(vector, np.cumsum(sizes)[:-1]) if sizes else []
-        layout = zip(pieces, self.shapes, self.dtypes, strict=True)
-        return self.treespec.unflatten(_as(piece.reshape(s), dtype) for piece, s, dtype in layout)
+from pytree_core.integrations._ravel import Unravel as Unravel
+from pytree_core.integrations._ravel import ravel
 
 
 def tree_ravel(tree: Any, /) -> tuple[np.ndarray[Any, Any], Unravel]:
@@ -69,13 +38,7 @@ def tree_ravel(tree: Any, /) -> tuple[np.ndarray[Any, Any], Unravel]:
         >>> unravel(2 * vector)
         {'b': array([2., 2.]), 'a': array(0)}
     """
-    leaves, treespec = tree_flatten(tree)
-    arrays = [np.asarray(leaf) for leaf in leaves]
-    dtypes = tuple(array.dtype for array in arrays)
-    dtype = np.result_type(*dtypes) if dtypes else np.dtype(float)
-    unravel = Unravel(treespec, tuple(array.shape for array in arrays), dtypes, dtype)
-    parts = [array.reshape(-1).astype(dtype) for array in arrays]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype), unravel
+    return ravel(tree, np)
 
 
 def tree_vdot(a: Any, b: Any, /) -> Any:
@@ -166,7 +129,3 @@ def tree_where(condition: Any, a: Any, b: Any, /) -> Any:
         [array([0., 0.])]
     """
     return tree_map(np.where, tree_broadcast_prefix(condition, a), a, b)
-
-
-def _as(leaf: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    return (leaf if dtype.kind == "c" else leaf.real).astype(dtype)
