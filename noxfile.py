@@ -13,6 +13,9 @@ ROOT = Path(__file__).parent.resolve()
 CONSTRAINTS = ROOT / "constraints.txt"
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 NATIVE = ["pytree-core", "diffopt-kernels"]
+# pytree-core alone is tested on each of them that is found; torch is there for the main one.
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+MAIN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 NOT_SOURCES = {"build", "dist", "tests", "__pycache__"}
 
 nox.options.sessions = ["tests", "lint"]
@@ -71,8 +74,11 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests of all packages, and those that need several packages together."""
-    install(session, *PACKAGES, extras="[test]", also=("-r", "examples/requirements.txt"))
+    integrations = f"{wheel(session, 'pytree-core')}[integrations]"
+    also = (integrations, "-r", "examples/requirements.txt")
+    install(session, *PACKAGES, extras="[test]", also=also)
     run_tests(session, *PACKAGES, also=("integration",))
+    run_tests_without_native_core(session)
 
 
 def add_package_tests(package: str) -> None:
@@ -88,7 +94,25 @@ def add_package_tests(package: str) -> None:
 
 
 for name in PACKAGES:
-    add_package_tests(name)
+    if name != "pytree-core":
+        add_package_tests(name)
+
+
+def run_tests_without_native_core(session: nox.Session) -> None:
+    """Run pytree-core's tests once more, on the core in Python."""
+    tests = ROOT / "packages" / "pytree-core" / "tests"
+    plugin = ("-p", "pytree_backend", "-r", "fE")
+    environment = {"PYTHONPATH": str(tests)}
+    session.run("python", "-m", "pytest", "-q", *plugin, str(tests), env=environment)
+
+
+@nox.session(name="tests-pytree-core", python=PYTHONS)
+def tests_pytree_core(session: nox.Session) -> None:
+    """The tests of pytree-core alone, on every Python that is found; with torch on the main one."""
+    main = session.python == MAIN_PYTHON
+    install(session, "pytree-core", extras="[test,integrations]" if main else "[test]")
+    run_tests(session, "pytree-core", also=() if main else ("--doctest-ignore-import-errors",))
+    run_tests_without_native_core(session)
 
 
 @nox.session

@@ -50,11 +50,13 @@ def register_pair() -> None:
         torch_trees.register_pytree_node(Pair, lambda p: ([p.x, p.y], None), lambda c, _: Pair(*c))
 
 
-def libraries() -> dict[str, Library]:
-    """The operations of each library that is installed, under the same names."""
+def libraries(only: str | None = None) -> dict[str, Library]:
+    """The operations of each library that is installed (or of one), under the same names."""
     found: dict[str, Library] = {"pytree_core": dict(vars(pytree_core))}
 
     def add(name: str, module: str, wrap: Callable[[Any], Library]) -> None:
+        if only not in (None, name):
+            return
         try:
             found[name] = wrap(importlib.import_module(module))
         except ImportError as error:
@@ -136,6 +138,7 @@ def operations(library: Library, tree: Any) -> Contenders:
         "leaves": lambda: leaves(tree),
         "map": lambda: map_tree(lambda x: x, tree),
         "map, 2 trees": lambda: map_tree(lambda x, y: x, tree, tree),
+        "map, 3 trees": lambda: map_tree(lambda x, y, z: x, tree, tree, tree),
     }
     if "tree_flatten" in library:
         flatten, unflatten = library["tree_flatten"], library["tree_unflatten"]

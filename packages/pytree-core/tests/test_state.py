@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import fuzz_states
 import pytest
 import pytree_core as pt
 from hypothesis import given
@@ -237,3 +238,7 @@ def test_pickle_works_in_another_process():
     )
 
     assert result.stdout.strip() == "TreeSpec({'a': (*,), 'b': [*, None]})"
+
+
+def test_thousands_of_damaged_structures_raise_what_is_promised_or_load_whole():
+    assert fuzz_states.fuzz(inputs=5_000, seed=0) > 0
