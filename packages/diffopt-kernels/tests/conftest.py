@@ -1,11 +1,13 @@
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import diffopt_kernels as dk
 import pytest
 import torch
-from diffopt_kernels import _step
+from diffopt_kernels import _launch, _step
 from torch import Tensor
 
 
@@ -27,39 +29,57 @@ class Case:
     def step(self, grads, states, steps, numbers, **options: Any) -> list[list[Tensor]]:
         """Return the updates and the new states that are in use."""
         function = getattr(dk, f"{self.name}_step")
-        columns = function(
-            *self._arguments(grads, states, steps), **self._keywords(numbers, options)
-        )
+        arguments = self._arguments(grads, states, steps, numbers)
+        columns = function(*arguments, **self._keywords(numbers, options))
+        if self.name == "nadam":
+            columns = columns[:-1]  # without the product of momenta
         return [column for column in columns if column]
 
     def step_(self, params, grads, states, steps, numbers, **options: Any) -> None:
         function = getattr(dk, f"{self.name}_step_")
-        arguments = self._arguments(grads, states, steps)
-        return function(params, *arguments, **self._keywords(numbers, options))
+        arguments = self._arguments(grads, states, steps, numbers)
+        function(params, *arguments, **self._keywords(numbers, options))
 
     def make_optimizer(self, params, numbers, **options: Any) -> torch.optim.Optimizer:
         """Return torch's optimizer of this rule."""
         options = self._keywords(numbers, options)
         if self.name == "amsgrad":
             options["amsgrad"] = True
-        options.pop("decoupled", None)
+        decoupled = options.pop("decoupled", False)
+        if self.name == "nadam":
+            options["decoupled_weight_decay"] = decoupled
         return self.optim(params, **options)
 
-    def _arguments(self, grads, states, steps) -> list[Any]:
+    def _arguments(self, grads, states, steps, numbers) -> list[Any]:
         columns: list[Any] = [grads, *states]
         if self.unused >= 0:
             columns.insert(self.unused, None)
+        if self.name == "nadam":
+            given = "mu_products" in numbers
+            columns.append(numbers["mu_products"] if given else mu_product(numbers, steps))
         return [*columns, steps] if self.counts_steps else columns
 
     def _keywords(self, numbers: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         numbers = dict(numbers)
+        numbers.pop("mu_products", None)
         if "beta1" in numbers:
             numbers["betas"] = (numbers.pop("beta1"), numbers.pop("beta2"))
         return {**numbers, **self.options, **options}
 
 
+def mu_product(numbers: dict[str, Any], steps: int | list[int]) -> Any:
+    """Return NAdam's product of momenta before a step, or before each of some."""
+    if not isinstance(steps, int):
+        return [mu_product(numbers, step) for step in steps]
+    product = 1.0
+    for t in range(1, steps):
+        product = product * numbers["beta1"] * (1 - 0.5 * 0.96 ** (t * numbers["momentum_decay"]))
+    return product
+
+
 _ADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "eps_root": 0.0}
 _MOMENTS = ("exp_avgs", "exp_avg_sqs")
+_NADAM = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3, "momentum_decay": 0.1}
 _RMSPROP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-3}
 _RMSPROP_MOMENTUM = {**_RMSPROP, "momentum": 0.7}
 CASES = [
@@ -83,6 +103,8 @@ CASES = [
     ],
     Case("adagrad", {"lr": 0.1, "lr_decay": 0.2, "eps": 1e-3}, ("state_sums",),
          optim=torch.optim.Adagrad),
+    Case("nadam", _NADAM, _MOMENTS, optim=torch.optim.NAdam),
+    Case("nadam", _NADAM, _MOMENTS, {"decoupled": True}, torch.optim.NAdam),
     Case("lion", {"lr": 0.1, "beta1": 0.9, "beta2": 0.99}, ("exp_avgs",), counts_steps=False),
 ]  # fmt: skip
 
@@ -90,6 +112,27 @@ CASES = [
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", CASES, ids=str)
+
+
+@pytest.fixture(autouse=True, params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run every test on every kind of device that there is: there tensors are made."""
+    if request.param != "cpu":
+        torch.set_default_device(request.param)
+    yield request.param
+    torch.set_default_device(None)
+
+
+@pytest.fixture(autouse=True)
+def emulation(monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Let tensors on the CPU take the CUDA kernels, if these were built to be run there."""
+    emulated = dk.build_info()["cuda_architectures"] == ["emulated"]
+    if emulated:
+        stream = SimpleNamespace(cuda_stream=0)
+        monkeypatch.setattr(_launch, "is_on_cuda", lambda tensor: True)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    return emulated
 
 
 @pytest.fixture(params=["fused", "composed"])
@@ -119,7 +162,7 @@ class Problem:
     def __init__(self, case: Case, shapes: list[tuple[int, ...]], steps: Any = 3, **options: Any):
         self.case, self.steps, self.options = case, steps, options
         self.count = len(shapes)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
 
         def random(shape: tuple[int, ...], name: str = "") -> Tensor:
             x = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -128,6 +171,8 @@ class Problem:
             return 0.1 * x if name == "grad_avgs" else x  # so that the variance is positive
 
         self.numbers = {**case.numbers, "weight_decay": 0.01}
+        if case.name == "nadam":
+            self.numbers["mu_products"] = 0.4
         self.width = len(self.numbers)  # the place of the first tensor
         values = [torch.tensor(x, dtype=torch.float64) for x in self.numbers.values()]
         self.columns = ("grads", *case.states, "params")
@@ -146,7 +191,7 @@ class Problem:
 
     def weights(self) -> list[Tensor]:
         """Return a fixed cotangent for each output."""
-        generator = torch.Generator().manual_seed(99)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(99)
         shapes = [t.shape for t in self.inputs[self.width : -self.count]]
         return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
 

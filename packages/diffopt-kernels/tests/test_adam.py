@@ -9,7 +9,7 @@ SHAPES = [(3, 4), (5,), (), (0,), (2, 0, 3), (2, 3, 4, 5), (1,)]
 
 
 def randoms(shapes=SHAPES, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes]
 
 
@@ -39,7 +39,7 @@ def test_every_narrow_number_survives_the_kernel(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_results_round_to_nearest_even_as_torch_does(on_path, dtype):
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     scale = torch.exp2(torch.randint(-30, 17, (50_000,), generator=generator).float())
     g = (torch.randn(50_000, generator=generator) * scale).to(dtype)
     zero = torch.zeros_like(g)

@@ -53,7 +53,7 @@ def test_paths_agree_in_values_and_first_second_and_third_derivatives(
             grads = torch.autograd.grad(scalar, inputs, create_graph=True, allow_unused=True)
             assert order > 1 or all(g is not None for g in grads)
             found += [g for g in grads if g is not None]
-            generator = torch.Generator().manual_seed(order)
+            generator = torch.Generator(torch.get_default_device()).manual_seed(order)
             scalar = sum(
                 (g * torch.randn(g.shape, generator=generator, dtype=g.dtype)).sum()
                 for g in grads
@@ -218,6 +218,9 @@ def test_a_coordinate_without_gradient_gets_the_derivative_of_the_first_step(
     lr, eps = case.numbers["lr"], case.numbers.get("eps", 1.0)
     nesterov = 1 + case.numbers["momentum"] if "nesterov" in case.options else 1
     expected = 0.0 if case.name == "lion" else -lr / eps * nesterov
+    if case.name == "nadam":
+        mu, next_mu = (0.9 * (1 - 0.5 * 0.96 ** (0.1 * t)) for t in (1, 2))
+        expected *= 1 + next_mu / (1 - mu * next_mu) * 0.1
     torch.testing.assert_close(actual.item(), expected, rtol=1e-12, atol=0)
 
 
@@ -326,9 +329,10 @@ def test_only_inputs_are_saved_for_the_backward_pass(make_problem, case):
         outputs = problem.step(*problem.inputs)
 
     assert is_fused(outputs[0])
-    addresses = {x.data_ptr() for x in problem.inputs}
-    assert {x.data_ptr() for x in saved} <= addresses
-    in_bytes = sum(x.numel() * x.element_size() for x in problem.inputs)
+    saved = [x for x in saved if x.dim()]  # numbers aside, of which some are computed
+    tensors = problem.inputs[problem.width :]
+    assert {x.data_ptr() for x in saved} <= {x.data_ptr() for x in tensors}
+    in_bytes = sum(x.numel() * x.element_size() for x in tensors)
     assert sum(x.numel() * x.element_size() for x in saved) == in_bytes
 
 

@@ -67,11 +67,25 @@ def tensors(third):
         ({"betas": (0.9,)}, "`betas` must be a pair, got (0.9,)."),
         (
             {"lr": torch.zeros(1)},
-            "`lr` must be a number or a 0-d floating-point tensor, got shape (1,), torch.float32.",
+            "`lr` must be one number, or as many as `grads`: got 1, expected 3.",
+        ),
+        (
+            {"betas": ([0.9, 0.9], 0.99)},
+            "`betas[0]` must be one number, or as many as `grads`: got 2, expected 3.",
+        ),
+        ({"lr": [0.1, 0.1, -0.1]}, "`lr[2]` must be at least 0, got -0.1."),
+        (
+            {"lr": torch.zeros(3, dtype=torch.int64)},
+            "`lr` must be of a floating-point dtype, got torch.int64.",
+        ),
+        (
+            {"lr": torch.zeros(3, 1)},
+            "`lr` must be a number or a 0-d floating-point tensor, or a list or 1-d tensor of one "
+            "for each tensor, got shape (3, 1), torch.float32.",
         ),
         (
             {"eps": torch.tensor(1)},
-            "`eps` must be a number or a 0-d floating-point tensor, got shape (), torch.int64.",
+            "`eps` must be of a floating-point dtype, got torch.int64.",
         ),
         (
             {"lr": torch.zeros((), device="meta")},
@@ -92,7 +106,11 @@ def test_wrong_values_are_refused(path, arguments, message):
         ({"m": tensors(None)}, "`exp_avgs[2]` must be a tensor, got NoneType."),
         ({"grads": tensors(0.5)}, "`grads[2]` must be a tensor, got float."),
         ({"steps": 1.5}, "`steps` must be an integer or a list of them, got 1.5."),
-        ({"lr": "fast"}, "`lr` must be a number or a 0-d floating-point tensor, got str."),
+        (
+            {"lr": "fast"},
+            "`lr` must be a number or a 0-d floating-point tensor, or a list or 1-d tensor of one "
+            "for each tensor, got str.",
+        ),
     ],
 )
 def test_wrong_types_are_refused(path, arguments, message):
@@ -201,6 +219,7 @@ SHARED = torch.ones(2, 3)
         ({"grads": [torch.ones(2, 3, requires_grad=True)]}, "`grads[0]` is part of a graph"),
         ({"lr": torch.tensor(0.1, requires_grad=True)}, "`lr` requires grad"),
         ({"betas": (0.9, torch.tensor(0.1, requires_grad=True))}, "`betas[1]` requires grad"),
+        ({"eps": [torch.tensor(0.1, requires_grad=True)]}, "`eps` requires grad"),
         ({"exp_avgs": [torch.ones(3).expand(2, 3)]}, "`exp_avgs[0]` is expanded"),
         ({"exp_avgs": [SHARED], "exp_avg_sqs": [SHARED]}, "`exp_avg_sqs[0]` is `exp_avgs[0]`"),
         ({"exp_avg_sqs": [torch.ones(3, 2)]}, "`exp_avg_sqs[0]` must be shaped like `params[0]`"),
@@ -218,6 +237,17 @@ def test_in_place_step_refuses_and_leaves_all_as_it_was(path, changes, message):
     assert message in str(error.value)
     after = [t.detach() for column in columns for t in column]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["momentum_decay", "mu_products"])
+def test_in_place_nadam_refuses_a_learned_schedule(path, name):
+    p, g, m, v = ([torch.ones(2)] for _ in range(4))
+    numbers = {"momentum_decay": 0.1, "mu_products": 1.0}
+    numbers[name] = torch.tensor(0.5, requires_grad=True)
+    product = numbers.pop("mu_products")
+    with pytest.raises(ValueError, match=f"`{name}` requires grad"):
+        dk.nadam_step_(p, g, m, v, product, 1, lr=0.1, betas=(0.9, 0.9), eps=0.1, **numbers)
+    assert p[0].equal(torch.ones(2))
 
 
 def test_leaf_parameters_that_require_grad_are_updated_in_place(path):

@@ -11,7 +11,7 @@ NUMBERS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3}
 
 
 def randoms(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 

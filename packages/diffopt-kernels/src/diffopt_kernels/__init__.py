@@ -12,6 +12,8 @@ from diffopt_kernels._explain import build_info as build_info
 from diffopt_kernels._explain import explain as explain
 from diffopt_kernels._lion import lion_step as lion_step
 from diffopt_kernels._lion import lion_step_ as lion_step_
+from diffopt_kernels._nadam import nadam_step as nadam_step
+from diffopt_kernels._nadam import nadam_step_ as nadam_step_
 from diffopt_kernels._rmsprop import rmsprop_step as rmsprop_step
 from diffopt_kernels._rmsprop import rmsprop_step_ as rmsprop_step_
 from diffopt_kernels._sgd import sgd_step as sgd_step

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
 from diffopt_kernels._step import step, step_
 
 
 def _formula(
-    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+    variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, lr_decay, eps, _ = numbers
     (s,) = states
@@ -34,10 +35,10 @@ def adagrad_step(
     state_sums: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    lr_decay: float | Tensor = 0.0,
-    eps: float | Tensor,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    lr_decay: Number = 0.0,
+    eps: Number,
+    weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -59,8 +60,9 @@ def adagrad_step(
         state_sums: Sums ``s``, each like its gradient in shape, dtype and device.
         steps: Number of the step that this call takes, counted from 1; for all tensors, or one
             for each.
-        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
-            its exact derivative if it requires grad; a tensor's range is not checked.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, or a list or
+            1-d tensor with one number for each tensor of the list. A tensor gets its exact
+            derivative if it requires grad; its range is not checked.
         lr_decay: How the learning rate falls, at least 0.
         eps: Added to the root, at least 0.
         weight_decay: Factor of the L2 penalty, at least 0.
@@ -102,10 +104,10 @@ def adagrad_step_(
     state_sums: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    lr_decay: float | Tensor = 0.0,
-    eps: float | Tensor,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    lr_decay: Number = 0.0,
+    eps: Number,
+    weight_decay: Number = 0.0,
     maximize: bool = False,
 ) -> None:
     """Take one AdaGrad step in place, for training without meta-gradients.

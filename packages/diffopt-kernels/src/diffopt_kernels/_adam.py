@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
 from diffopt_kernels._step import pair, step, step_
 
 
 def _formula(
-    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+    variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, beta1, beta2, eps, eps_root, _ = numbers
     m, v, *maximum = states
@@ -44,11 +45,11 @@ def adam_step(
     exp_avg_sqs: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float | Tensor,
-    eps_root: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    eps: Number,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     decoupled: bool = False,
     maximize: bool = False,
@@ -75,8 +76,9 @@ def adam_step(
         exp_avg_sqs: Second moments ``v``, likewise.
         steps: Number of the step that this call takes, counted from 1; for all tensors, or one
             for each.
-        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
-            its exact derivative if it requires grad; a tensor's range is not checked.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, or a list or
+            1-d tensor with one number for each tensor of the list. A tensor gets its exact
+            derivative if it requires grad; its range is not checked.
         betas: Shares of the moments that are kept, each in [0, 1).
         eps: Added to the root, at least 0.
         eps_root: Added below the root, at least 0.
@@ -123,11 +125,11 @@ def adam_step_(
     exp_avg_sqs: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float | Tensor,
-    eps_root: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    eps: Number,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
     decoupled: bool = False,
     maximize: bool = False,
 ) -> None:
@@ -164,11 +166,11 @@ def amsgrad_step(
     max_exp_avg_sqs: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float | Tensor,
-    eps_root: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    eps: Number,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     decoupled: bool = False,
     maximize: bool = False,
@@ -235,11 +237,11 @@ def amsgrad_step_(
     max_exp_avg_sqs: Sequence[Tensor],
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    eps: float | Tensor,
-    eps_root: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    eps: Number,
+    eps_root: Number = 0.0,
+    weight_decay: Number = 0.0,
     decoupled: bool = False,
     maximize: bool = False,
 ) -> None:

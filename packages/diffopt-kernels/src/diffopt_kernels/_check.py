@@ -11,6 +11,9 @@ from torch import Tensor
 
 from diffopt_kernels._rule import Call, Rule
 
+Number = float | Tensor | Sequence[float | Tensor]
+Checked = float | Tensor | tuple[float, ...]
+
 
 def check(
     rule: Rule,
@@ -18,8 +21,8 @@ def check(
     grads: Sequence[Tensor],
     states: Sequence[Any],
     steps: int | Sequence[int],
-    numbers: Sequence[float | Tensor],
-    weight_decay: float | Tensor,
+    numbers: Sequence[Number],
+    weight_decay: Number,
     params: Sequence[Tensor] | None,
     decoupled: bool,
     maximize: bool,
@@ -30,18 +33,21 @@ def check(
     Raises what is wrong with the arguments. What is fusible is known to be right, and is not
     looked at a second time: that would be a good part of a small step.
     """
-    hyper: list[float | Tensor] = []
+    hyper: list[Checked] = []
     for (name, below), value in zip(rule.numbers.items(), numbers, strict=True):
-        right = type(value) is float and 0 <= value < below  # nearly always, and fast
-        hyper.append(value if right else _check_number(name, value, below))
-    decay = _check_number("weight_decay", weight_decay, inf)
+        if type(value) is float and 0 <= value < below:  # nearly always, and fast
+            hyper.append(value)
+        else:
+            hyper.append(check_number(name, value, below, grads))
+    decay = check_number("weight_decay", weight_decay, inf, grads)
     hyper.append(decay)
-    has_params = isinstance(decay, Tensor) or decay != 0
+    has_params = is_on(decay)
     if has_params and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
 
     columns = (grads, *states) if params is None else (grads, *states, params)
-    learned = [x for x in hyper if type(x) is not float]
+    plain = {type(x) for x in hyper} == {float}
+    learned = [] if plain else [x for x in hyper if isinstance(x, Tensor)]
     fusible = not torch.compiler.is_compiling() and is_fusible(columns, learned)
     if not fusible:
         names = ("grads", *rule.states[variant], "params")
@@ -51,8 +57,8 @@ def check(
                 _check_device(name, value, grads)
 
     kind = 0 if not has_params else 2 if decoupled else 1
-    steps = _check_steps(steps, len(grads))
-    call = Call(rule, variant, steps, kind, bool(maximize), bool(learned))
+    steps = check_steps(steps, len(grads))
+    call = Call(rule, variant, steps, kind, bool(maximize), plain)
     if params is not None and not has_params:
         columns = columns[:-1]
     return call, (*hyper, *chain.from_iterable(columns)), fusible
@@ -117,26 +123,73 @@ def _check_tensor(name: str, tensor: Any, like_name: str, like: Tensor) -> None:
         )
 
 
-def _check_number(name: str, value: Any, below: float) -> float | Tensor:
+def is_on(number: Any) -> bool:
+    """Return whether a hyperparameter has an effect: unless it is the number 0, for all tensors."""
+    if isinstance(number, (list, tuple)):
+        return any(is_on(x) for x in number)
+    return isinstance(number, Tensor) or number != 0
+
+
+def check_number(name: str, value: Any, below: float, grads: Sequence[Any]) -> Checked:
+    """Return a hyperparameter that is right, for all tensors or one for each of them."""
+    if isinstance(value, (list, tuple)):
+        _check_length(name, value, grads)
+        each = [_check_one(f"{name}[{i}]", x, below) for i, x in enumerate(value)]
+        return _stack(each) if any(isinstance(x, Tensor) for x in each) else tuple(each)
+    if isinstance(value, Tensor) and value.dim() == 1:
+        _check_length(name, value, grads)
+        return _check_dtype(name, value)
+    return _check_one(name, value, below)
+
+
+def _check_one(name: str, value: Any, below: float) -> Any:
     if isinstance(value, Tensor):
         # Its value is not looked at: on a device that would cost a synchronization, and under a
         # function transform there is none to look at.
-        if value.dim() != 0 or not value.is_floating_point():
+        if value.dim() != 0:
             raise ValueError(
-                f"`{name}` must be a number or a 0-d floating-point tensor, "
-                f"got shape {tuple(value.shape)}, {value.dtype}."
+                f"`{name}` must be {_ALLOWED}, got shape {tuple(value.shape)}, {value.dtype}."
             )
-        return value
+        return _check_dtype(name, value)
     if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise TypeError(
-            f"`{name}` must be a number or a 0-d floating-point tensor, got {type(value).__name__}."
-        )
+        raise TypeError(f"`{name}` must be {_ALLOWED}, got {type(value).__name__}.")
     number = float(value)
     # Negated so that a NaN is refused.
     if not (0 <= number < below or number == below == inf):
         allowed = "at least 0" if below == inf else f"in [0, {below:g})"
         raise ValueError(f"`{name}` must be {allowed}, got {number:g}.")
     return number
+
+
+_ALLOWED = "a number or a 0-d floating-point tensor, or a list or 1-d tensor of one for each tensor"
+
+
+def _check_dtype(name: str, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        raise ValueError(f"`{name}` must be of a floating-point dtype, got {value.dtype}.")
+    return value
+
+
+def _check_length(name: str, values: Any, grads: Sequence[Any]) -> None:
+    if len(values) != len(grads):
+        raise ValueError(
+            f"`{name}` must be one number, or as many as `grads`: "
+            f"got {len(values)}, expected {len(grads)}."
+        )
+
+
+def _stack(numbers: Sequence[Any]) -> Tensor:
+    """Return numbers, of which some are tensors, as one tensor; on a device if one of them is."""
+    tensors = [x for x in numbers if isinstance(x, Tensor)]
+    device = max((x.device for x in tensors), key=lambda device: device.type != "cpu")
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return torch.stack(
+        [
+            x.to(device, dtype) if isinstance(x, Tensor)
+            else torch.full((), x, dtype=dtype, device=device)
+            for x in numbers
+        ]
+    )  # fmt: skip
 
 
 def _check_device(name: str, value: Tensor, grads: Sequence[Tensor]) -> None:
@@ -148,7 +201,8 @@ def _check_device(name: str, value: Tensor, grads: Sequence[Tensor]) -> None:
             )
 
 
-def _check_steps(steps: Any, count: int) -> tuple[int, ...]:
+def check_steps(steps: Any, count: int) -> tuple[int, ...]:
+    """Return the step number of each tensor."""
     listed = isinstance(steps, (list, tuple))
     if listed and len(steps) != count:
         raise ValueError(f"`steps` must be as long as `grads`: got {len(steps)}, expected {count}.")

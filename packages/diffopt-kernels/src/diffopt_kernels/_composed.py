@@ -1,5 +1,6 @@
 """The formulas in ordinary torch operations: any device, dtype, transform and order."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> None:
 
 def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
     numbers, columns = split(call, inputs)
-    numbers = [_widest(x) for x in numbers]
-    lr, weight_decay = numbers[0], numbers[-1]
+    rows = zip(*[_for_each(widest(x), len(call.steps)) for x in numbers], strict=True)
     results: list[list[Tensor]] = [[] for _ in range(1 + call.depth)]
-    for i, step in enumerate(call.steps):
+    for i, (step, numbers) in enumerate(zip(call.steps, rows, strict=True)):
+        lr, weight_decay = numbers[0], numbers[-1]
         g, *states = (_widened(column[i]) for column in columns)
         p = states.pop() if call.decay else None
 
@@ -71,11 +72,18 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 # Numbers are Any below: a float stays one, a tensor stays one.
-def _widest(number: Any) -> Any:
+def widest(number: Any) -> Any:
+    """Return a number as what it is computed with."""
     # As Python's floats: 1 - beta would lose digits in float32. (MPS has no float64.)
     if isinstance(number, Tensor) and number.device.type != "mps":
         return number.to(torch.float64)
     return number
+
+
+def _for_each(number: Any, count: int) -> Sequence[Any]:
+    if isinstance(number, Tensor):
+        return number.unbind() if number.dim() else [number] * count
+    return number if isinstance(number, tuple) else [number] * count
 
 
 def like(number: Any, tensor: Tensor) -> Any:

@@ -1,5 +1,6 @@
 """Which path tensors take, and why; how the native part was built."""
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from diffopt_kernels import _cpu
+from diffopt_kernels import _native
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -15,38 +16,71 @@ DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 
 _keys = torch._C._dispatch_keys
 _raw = torch._C.DispatchKeySet.raw_repr
 
-# A tensor's dispatch keys tell all that could make its address useless: another device or
-# layout, a lazy negation, a wrapper of a function transform (even one that has ended), a subclass.
-_PLAIN = {_raw(_keys(torch.empty(0, device="cpu")))}
-with torch.inference_mode():
-    _PLAIN.add(_raw(_keys(torch.empty(0, device="cpu"))))
+
+@functools.cache
+def _plain(device: str) -> frozenset[int]:
+    """Return the dispatch keys of a device's tensors that are nothing but memory.
+
+    They tell all that could make a tensor's address useless: another device or layout, a lazy
+    negation, a wrapper of a function transform (even one that has ended), a subclass.
+    """
+    if device not in ("cpu", "cuda"):
+        return frozenset()
+    usual = _raw(_keys(torch.empty(0, device=device)))
+    with torch.inference_mode():
+        return frozenset((usual, _raw(_keys(torch.empty(0, device=device)))))
+
+
+_PLAIN = _plain("cpu")
+
+
+@functools.cache
+def _cuda_obstacle(index: int) -> str:
+    """Return why there are no kernels for this GPU; nothing if there are."""
+    if not _native.cuda_architectures:
+        return "built without CUDA"
+    why = _native.cuda_obstacle(index)
+    return why and f"{why} (built for {_native.cuda_architectures})"
 
 
 def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
-    """Yield each reason against the fused path; nothing, and nearly no time, if it is taken."""
+    """Yield each reason against the fused path."""
     yield from _ambient_obstacles()
-    first = tensors[0].dtype if tensors else None
+    if not tensors:
+        return
+    first = tensors[0]
     for i, tensor in enumerate(tensors):
-        if _raw(_keys(tensor)) not in _PLAIN:
-            yield f"`tensors[{i}]` is {_what_is(tensor)}: there are kernels for dense CPU tensors"
-        if tensor.dtype is not first:
-            yield f"`tensors[{i}]` is {tensor.dtype}, `tensors[0]` {first}: one call, one dtype"
-    if first is not None and first not in DTYPES:
-        yield f"there are no kernels for {first}"
+        if _raw(_keys(tensor)) not in _plain(tensor.device.type):
+            yield (
+                f"`tensors[{i}]` is {_what_is(tensor)}: "
+                "there are kernels for dense CPU and CUDA tensors"
+            )
+        elif tensor.device != first.device:
+            yield (
+                f"`tensors[{i}]` is on {tensor.device}, `tensors[0]` on {first.device}: "
+                "one call, one device"
+            )
+        if tensor.dtype is not first.dtype:
+            yield (
+                f"`tensors[{i}]` is {tensor.dtype}, `tensors[0]` {first.dtype}: one call, one dtype"
+            )
+    if first.device.type == "cuda" and (why := _cuda_obstacle(first.device.index)):
+        yield f"there are no kernels for {first.device}: {why}"
+    if first.dtype not in DTYPES:
+        yield f"there are no kernels for {first.dtype}"
 
 
 def has_obstacle(tensors: Sequence[Tensor], numbers: Sequence[Any]) -> bool:
     """Return whether the composed path must be taken.
 
-    The `numbers` are those hyperparameters that are tensors, of any dtype.
+    The `numbers` are those hyperparameters that are tensors.
     """
     dtypes = {t.dtype for t in tensors}
     return (
         len(dtypes) != 1
         or DTYPES.keys().isdisjoint(dtypes)
-        or not _are_plain(tensors)
+        or not (_are_plain((*tensors, *numbers)) or _are_on_one_gpu(tensors, numbers))
         or next(_ambient_obstacles(), None) is not None
-        or not _are_plain(numbers)
     )
 
 
@@ -73,6 +107,19 @@ def _are_plain(tensors: Iterable[Any]) -> bool:
     return _PLAIN.issuperset(map(_raw, map(_keys, tensors)))
 
 
+def _are_on_one_gpu(tensors: Sequence[Any], numbers: Sequence[Any]) -> bool:
+    device = tensors[0].device
+    if device.type != "cuda" or _cuda_obstacle(device.index):
+        return False
+    there = [*tensors, *[x for x in numbers if x.is_cuda]]
+    return (
+        all(t.device == device for t in there)
+        and _plain("cuda").issuperset(map(_raw, map(_keys, there)))
+        and _are_plain(x for x in numbers if not x.is_cuda)
+        and all(x.dtype in DTYPES for x in numbers)
+    )
+
+
 def explain(tensors: Sequence[Tensor]) -> str:
     """Tell which path a step with these tensors takes now, and why.
 
@@ -95,7 +142,9 @@ def explain(tensors: Sequence[Tensor]) -> str:
         return "\n- ".join(["composed:", *reasons])
     if not tensors:
         return "neither: there are no tensors"
-    return f"fused: {len(tensors)} dense CPU tensors of {tensors[0].dtype}"
+    device = tensors[0].device
+    place = "CPU" if device.type == "cpu" else str(device)
+    return f"fused: {len(tensors)} dense {place} tensors of {tensors[0].dtype}"
 
 
 def build_info() -> dict[str, Any]:
@@ -103,18 +152,20 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         `version`; `compiler`; `simd`, the instruction set in use; `openmp`, whether large lists
-        are spread over threads; `cuda_architectures`, empty where there are no CUDA kernels.
+        are spread over threads; `cuda_architectures`, as CMake names them ("80-real" is machine
+        code for compute capability 8.0, "100" also PTX for later ones), empty where there are no
+        CUDA kernels.
 
     Example:
-        >>> build_info()["cuda_architectures"]
-        []
+        >>> sorted(build_info())
+        ['compiler', 'cuda_architectures', 'openmp', 'simd', 'version']
     """
     return {
-        "version": _cpu.version,
-        "compiler": _cpu.compiler,
-        "simd": _cpu.simd,
-        "openmp": _cpu.openmp,
-        "cuda_architectures": [],
+        "version": _native.version,
+        "compiler": _native.compiler,
+        "simd": _native.simd,
+        "openmp": _native.openmp,
+        "cuda_architectures": [name for name in _native.cuda_architectures.split(", ") if name],
     }
 
 
@@ -132,7 +183,7 @@ def _ambient_obstacles() -> Iterator[str]:
 
 
 def _what_is(tensor: Tensor) -> str:
-    if tensor.device.type != "cpu":
+    if tensor.device.type not in ("cpu", "cuda"):
         return f"on {tensor.device}"
     if tensor.layout is not torch.strided:
         return f"of layout {tensor.layout}"

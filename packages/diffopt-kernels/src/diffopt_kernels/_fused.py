@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_kernels import _composed, _cpu
-from diffopt_kernels._explain import DTYPES, has_obstacle
+from diffopt_kernels import _composed, _launch
+from diffopt_kernels._explain import has_obstacle
+from diffopt_kernels._launch import in_one_order
 from diffopt_kernels._rule import Call, Rule
 
 # NOTE [addresses and Dynamo]
@@ -36,7 +37,7 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Return the updates, then each column of new states."""
-    tensors = [x for x in inputs if isinstance(x, Tensor)] if call.learned else inputs[call.width :]
+    tensors = inputs[call.width :] if call.plain else [x for x in inputs if isinstance(x, Tensor)]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return list(_apply(call.rule)(call, *inputs))
     return _forward(call, inputs)
@@ -48,11 +49,11 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
     count, width = len(params), call.width
     states = inputs[width + count : width + (1 + call.depth) * count]
     given = (*params, *inputs[width : width + count], *states)
-    arrays, likes = _in_one_order(given, count)
+    arrays, likes = in_one_order(given, count)
     p, g, s = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
     if any(a is not b for a, b in zip((*p, *s), (*params, *states), strict=True)):
         return False
-    _cpu.forward(*_request(call, inputs, likes, True, [*g, *s, *p, *p, *s]))
+    _launch.forward(call, inputs, likes, True, [*g, *s, *p, *p, *s])
     # Autograd must learn of writes that it did not see. (An inference tensor counts none.)
     torch.autograd.graph.increment_version([t for t in (*p, *s) if not t.is_inference()])
     return True
@@ -74,7 +75,7 @@ class _FusedStep(torch.autograd.Function):
         ctx.sizes = [x.numel() for x in inputs[width : width + count]]
         ctx.numbers = inputs[:width]
         tensors = inputs[width:]
-        if call.learned:
+        if not call.plain:
             ctx.numbers = [None if isinstance(x, Tensor) else x for x in ctx.numbers]
             tensors = [x for x in inputs if isinstance(x, Tensor)]
         ctx.set_materialize_grads(False)
@@ -101,11 +102,11 @@ def _apply(rule: Rule) -> Callable[..., Any]:
 
 @untraced
 def _forward(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
-    arrays, likes = _in_one_order(inputs[call.width :], len(call.steps))
+    arrays, likes = in_one_order(inputs[call.width :], len(call.steps))
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
     outputs = list(map(torch.empty_like, likes * (1 + call.depth)))
-    _cpu.forward(*_request(call, inputs, likes, False, [*arrays, *outputs]))
+    _launch.forward(call, inputs, likes, False, [*arrays, *outputs])
     return outputs
 
 
@@ -134,29 +135,24 @@ def _vjp(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     count, width = len(call.steps), call.width
-    arrays: Sequence[Any] = (*inputs[width:], *cotangents)
-    places: Sequence[int] = range(width, len(inputs))  # of the outputs among the inputs
-    if any(c is None for c in cotangents):
-        rows = [i for i in range(count) if any(c is not None for c in cotangents[i::count])]
-        arrays = [arrays[k + i] for k in range(0, len(arrays), count) for i in rows]
-        places = [k + i for k in range(width, len(inputs), count) for i in rows]
-        call = call._replace(steps=tuple(call.steps[i] for i in rows))
-        count = len(rows)
-    arrays, likes = _in_one_order(arrays, count)
+    present = [any(c is not None for c in cotangents[i::count]) for i in range(count)]
+    arrays, likes = in_one_order((*inputs[width:], *cotangents), count)
     outputs = [
-        torch.empty_like(likes[i % count]) if needed[k] else None for i, k in enumerate(places)
+        torch.empty_like(likes[i % count]) if need and present[i % count] else None
+        for i, need in enumerate(needed[width:])
     ]
-    of_numbers = needed[:width]
-    sums = _cpu.vjp(*_request(call, inputs, likes, any(of_numbers), [*arrays, *outputs]))
+    sizes = [t.numel() if here else 0 for t, here in zip(likes, present, strict=True)]
+    device, sums = likes[0].device, None
+    if any(needed[:width]):
+        sums = torch.empty(width, count, dtype=torch.float64, device=device)
+    _launch.vjp(call, inputs, sizes, sums, [*arrays, *outputs], device)
 
-    found: list[Tensor | None] = [
-        torch.tensor(total, dtype=x.dtype, device=x.device) if need else None
-        for total, x, need in zip(sums, inputs, of_numbers, strict=False)
-    ]
-    found += [None] * (len(inputs) - width)
-    for k, output in zip(places, outputs, strict=True):
-        found[k] = output
-    return found
+    of_numbers: list[Tensor | None] = [None] * width
+    for k, need in enumerate(needed[:width]):
+        if need and sums is not None:
+            number, found = inputs[k], sums[k]
+            of_numbers[k] = (found if number.dim() else found.sum()).to(number)
+    return [*of_numbers, *outputs]
 
 
 def _composed_vjp(
@@ -214,48 +210,9 @@ def _constant_of_one(
     row: tuple[bool, ...],
 ) -> list[int]:
     # The composed formula is asked: it is the only place that says what enters where.
-    call = Call(rule, variant, (1 if first else 2,), decay, False, True)
+    call = Call(rule, variant, (1 if first else 2,), decay, False, False)
     half = torch.full((), 0.5, dtype=torch.float64, device="cpu")
     inputs = tuple(half.clone().requires_grad_(need) for need in (*numbers, *row))
     # The user's hooks on saved tensors have no business here.
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         return [k for k, t in enumerate(_composed.step(call, inputs)) if not t.requires_grad]
-
-
-def _in_one_order(arrays: Sequence[Any], count: int) -> tuple[Sequence[Any], list[Tensor]]:
-    """Return these columns of `count` tensors such that those of a row lie alike in memory, dense.
-
-    That is also how the outputs are to lie: like the second returned list, as the first column
-    does wherever it is dense. A tensor that lies otherwise is copied.
-    """
-    for t in arrays:
-        if t is not None and not t.is_contiguous():
-            break
-    else:
-        return arrays, list(arrays[:count])
-    copied, likes = list(arrays), [torch.empty_like(t) for t in arrays[:count]]
-    for k, t in enumerate(arrays):
-        like = likes[k % count]
-        if t is not None and t.stride() != like.stride():
-            copied[k] = torch.empty_like(like).copy_(t)
-    return copied, likes
-
-
-def _request(
-    call: Call, inputs: tuple[Any, ...], likes: list[Tensor], flag: bool, arrays: list[Any]
-) -> tuple[Any, ...]:
-    """Return the arguments of a native function; the caller holds the arrays' tensors."""
-    width = call.width
-    return (
-        _cpu.rules[call.rule.name][0],
-        call.variant,
-        DTYPES[inputs[width].dtype],
-        call.decay,
-        call.maximize,
-        flag,
-        [float(x) for x in inputs[:width]] if call.learned else inputs[:width],
-        [t.numel() for t in likes],
-        call.steps,
-        [0 if t is None else t.data_ptr() for t in arrays],
-        torch.get_num_threads(),
-    )

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like
 from diffopt_kernels._rule import Rule
 from diffopt_kernels._step import pair, step, step_
 
 
 def _formula(
-    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+    variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, beta1, beta2, _ = numbers
     (m,) = states
@@ -32,9 +33,9 @@ def lion_step(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -53,8 +54,9 @@ def lion_step(
     Args:
         grads: Gradients, each of any shape, layout and floating-point dtype.
         exp_avgs: Momenta ``m``, each like its gradient in shape, dtype and device.
-        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
-            its exact derivative if it requires grad; a tensor's range is not checked.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, or a list or
+            1-d tensor with one number for each tensor of the list. A tensor gets its exact
+            derivative if it requires grad; its range is not checked.
         betas: Shares of the momentum in the direction and in the new momentum, each in [0, 1).
         weight_decay: Factor of the decoupled decay, at least 0.
         params: Parameters, needed if `weight_decay` is a tensor or not 0.
@@ -93,9 +95,9 @@ def lion_step_(
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
     *,
-    lr: float | Tensor,
-    betas: tuple[float | Tensor, float | Tensor],
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    betas: tuple[Number, Number],
+    weight_decay: Number = 0.0,
     maximize: bool = False,
 ) -> None:
     """Take one Lion step in place, for training without meta-gradients.

@@ -6,15 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
+from diffopt_kernels._check import Number, is_on
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import is_on, step, step_
+from diffopt_kernels._step import step, step_
 
 _CENTERED, _MOMENTUM = 1, 2  # bits of the variant
 
 
 def _formula(
-    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+    variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, alpha, eps, momentum, _ = numbers
     s, *others = states
@@ -48,11 +49,11 @@ def rmsprop_step(
     grad_avgs: Sequence[Tensor] | None = None,
     momentum_buffers: Sequence[Tensor] | None = None,
     *,
-    lr: float | Tensor,
-    alpha: float | Tensor,
-    eps: float | Tensor,
-    weight_decay: float | Tensor = 0.0,
-    momentum: float | Tensor = 0.0,
+    lr: Number,
+    alpha: Number,
+    eps: Number,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
     centered: bool = False,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
@@ -78,8 +79,9 @@ def rmsprop_step(
         square_avgs: Averages ``s``, each like its gradient in shape, dtype and device.
         grad_avgs: Averages ``a``, likewise; only where `centered`.
         momentum_buffers: Buffers ``b``, likewise; only where `momentum` is a tensor or not 0.
-        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
-            its exact derivative if it requires grad; a tensor's range is not checked.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, or a list or
+            1-d tensor with one number for each tensor of the list. A tensor gets its exact
+            derivative if it requires grad; its range is not checked.
         alpha: Share of the averages that is kept, at least 0.
         eps: Added to the root, at least 0.
         weight_decay: Factor of the L2 penalty, at least 0.
@@ -133,11 +135,11 @@ def rmsprop_step_(
     grad_avgs: Sequence[Tensor] | None = None,
     momentum_buffers: Sequence[Tensor] | None = None,
     *,
-    lr: float | Tensor,
-    alpha: float | Tensor,
-    eps: float | Tensor,
-    weight_decay: float | Tensor = 0.0,
-    momentum: float | Tensor = 0.0,
+    lr: Number,
+    alpha: Number,
+    eps: Number,
+    weight_decay: Number = 0.0,
+    momentum: Number = 0.0,
     centered: bool = False,
     maximize: bool = False,
 ) -> None:

@@ -1,6 +1,6 @@
 """What an optimizer's step is, for both paths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ class Rule:
     numbers: dict[str, float]  # hyperparameters but for weight decay, and what each is less than
     states: tuple[tuple[str, ...], ...]  # the state columns of each variant
     # (variant, step, numbers, gradient, states) to the update and the new states
-    formula: Callable[[int, int, list[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
+    formula: Callable[[int, int, Sequence[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
 
 
 class Call(NamedTuple):
@@ -34,7 +34,7 @@ class Call(NamedTuple):
     steps: tuple[int, ...]  # one a tensor
     decay: int  # 0: none, 1: coupled, 2: decoupled
     maximize: bool
-    learned: bool  # whether a number is a tensor
+    plain: bool  # whether every number is a float, for all tensors
 
     @property
     def width(self) -> int:

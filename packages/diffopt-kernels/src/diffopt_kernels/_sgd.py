@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from diffopt_kernels._check import Number, is_on
 from diffopt_kernels._composed import like
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import is_on, step, step_
+from diffopt_kernels._step import step, step_
 
 
 def _formula(
-    variant: int, step: int, numbers: list[Any], g: Tensor, states: list[Tensor]
+    variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, momentum, dampening, _ = numbers
     if not states:
@@ -36,10 +37,10 @@ def sgd_step(
     momentum_buffers: Sequence[Tensor] | None,
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    momentum: float | Tensor = 0.0,
-    dampening: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    momentum: Number = 0.0,
+    dampening: Number = 0.0,
+    weight_decay: Number = 0.0,
     nesterov: bool = False,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
@@ -62,8 +63,9 @@ def sgd_step(
             tensor's first step they are not read. Without momentum they may be None.
         steps: Number of the step that this call takes, counted from 1; for all tensors, or one
             for each.
-        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, which gets
-            its exact derivative if it requires grad; a tensor's range is not checked.
+        lr: Learning rate, at least 0. Like all numbers here, it may be a 0-d tensor, or a list or
+            1-d tensor with one number for each tensor of the list. A tensor gets its exact
+            derivative if it requires grad; its range is not checked.
         momentum: Share of the buffer that is kept, at least 0.
         dampening: Share of the gradient that is not added to the buffer, at least 0.
         weight_decay: Factor of the L2 penalty, at least 0.
@@ -109,10 +111,10 @@ def sgd_step_(
     momentum_buffers: Sequence[Tensor] | None,
     steps: int | Sequence[int],
     *,
-    lr: float | Tensor,
-    momentum: float | Tensor = 0.0,
-    dampening: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
+    lr: Number,
+    momentum: Number = 0.0,
+    dampening: Number = 0.0,
+    weight_decay: Number = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
 ) -> None:

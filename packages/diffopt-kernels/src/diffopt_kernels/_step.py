@@ -6,11 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from diffopt_kernels import _composed, _fused
-from diffopt_kernels._check import check, check_tensors
+from diffopt_kernels._check import Number, check, check_tensors
 from diffopt_kernels._explain import is_fusible
 from diffopt_kernels._rule import Rule
 
-Number = float | Tensor
 Columns = Sequence[Any]  # of lists of tensors, which `check` makes sure of
 
 
@@ -58,7 +57,8 @@ def step_(
         rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
         is_fusible,
     )  # fmt: skip
-    _refuse_graph(columns, dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))
+    _refuse_graph(columns)
+    refuse_learned(**dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))
     _refuse_overlap({name: t for name, t in columns.items() if name != "grads"})
     if not params:
         return
@@ -74,12 +74,18 @@ def pair(name: str, value: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def is_on(value: Any) -> bool:
-    """Return whether a hyperparameter has an effect: unless it is the number 0."""
-    return isinstance(value, Tensor) or value != 0
+def refuse_learned(**numbers: Any) -> None:
+    """Raise if a hyperparameter requires grad."""
+    for name, number in numbers.items():
+        each = number if isinstance(number, (list, tuple)) else (number,)
+        if any(isinstance(x, Tensor) and x.requires_grad for x in each):
+            raise ValueError(
+                f"`{name}` requires grad, which a step in place cannot give. "
+                "Use the step without the underscore, or detach it."
+            )
 
 
-def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: dict[str, Any]) -> None:
+def _refuse_graph(columns: dict[str, Sequence[Tensor]]) -> None:
     for name, column in columns.items():
         for i, t in enumerate(column):
             if t.grad_fn is not None or (t.requires_grad and name != "params"):
@@ -87,12 +93,6 @@ def _refuse_graph(columns: dict[str, Sequence[Tensor]], numbers: dict[str, Any])
                     f"`{name}[{i}]` is part of a graph, which a step in place would cut. "
                     "Use the step without the underscore, or detach it."
                 )
-    for name, number in numbers.items():
-        if isinstance(number, Tensor) and number.requires_grad:
-            raise ValueError(
-                f"`{name}` requires grad, which a step in place cannot give. "
-                "Use the step without the underscore, or detach it."
-            )
 
 
 def _refuse_overlap(columns: dict[str, Sequence[Tensor]]) -> None:

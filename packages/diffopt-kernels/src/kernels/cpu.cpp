@@ -99,17 +99,19 @@ void forward(const Call &call, const std::vector<Tensor> &tensors, int threads) 
     });
 }
 
-Hyper vjp(const Call &call, const std::vector<Tensor> &tensors, int threads) {
+void vjp(const Call &call, const std::vector<Tensor> &tensors, double *sums, int threads) {
     const auto loop = simd->vjp(call.dtype);
     const auto chunks = cut(tensors);
-    std::vector<Hyper> sums(chunks.size());
+    const auto width = sums ? static_cast<std::size_t>(rules()[call.rule].hypers) + 1 : 0;
+    std::vector<double> shares(chunks.size() * width);
     for_each(chunks, threads, [&](std::int64_t i) {
-        loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end, sums[i]);
+        loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end,
+             sums ? &shares[i * width] : nullptr);
     });
-    Hyper total{};
-    for (const auto &share : sums)
-        for (std::size_t k = 0; k < total.size(); ++k) total[k] += share[k];
-    return total;
+    std::fill_n(sums, width * tensors.size(), 0.0);
+    for (std::size_t i = 0; i < chunks.size(); ++i)
+        for (std::size_t k = 0; k < width; ++k)
+            sums[k * tensors.size() + (chunks[i].tensor - tensors.data())] += shares[i * width + k];
 }
 
 const std::vector<RuleInfo> &rules() {

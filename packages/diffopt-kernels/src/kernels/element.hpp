@@ -41,6 +41,11 @@ DIFFOPT_RULE float widen(float x) { return x; }
 DIFFOPT_RULE float widen(BFloat16 x) { return bit_cast<float>(std::uint32_t{x.bits} << 16); }
 
 DIFFOPT_RULE float widen(Half x) {
+#ifdef __CUDA_ARCH__  // in one instruction
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+    return wide;
+#else
     const std::uint32_t exponent = (x.bits >> 10) & 0x1fu, fraction = x.bits & 0x3ffu;
     const std::uint32_t normal = ((exponent + 112) << 23) | (fraction << 13);
     const std::uint32_t special = 0x7f800000u | (fraction << 13);
@@ -50,6 +55,7 @@ DIFFOPT_RULE float widen(Half x) {
                                     : exponent == 31 ? special
                                                      : normal;
     return bit_cast<float>(magnitude | (std::uint32_t{x.bits} & 0x8000u) << 16);
+#endif
 }
 
 template <typename S>
@@ -63,13 +69,24 @@ DIFFOPT_RULE S narrow(Wide<S> x) {
 
 template <>
 DIFFOPT_RULE BFloat16 narrow<BFloat16>(float x) {
+#ifdef __CUDA_ARCH__
+    BFloat16 nearest;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(nearest.bits) : "f"(x));
+    return nearest;
+#else
     const auto bits = bit_cast<std::uint32_t>(x);
     const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return {static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded)};
+#endif
 }
 
 template <>
 DIFFOPT_RULE Half narrow<Half>(float x) {
+#ifdef __CUDA_ARCH__
+    Half nearest;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(nearest.bits) : "f"(x));
+    return nearest;
+#else
     const auto bits = bit_cast<std::uint32_t>(x);
     const std::uint32_t magnitude = bits & 0x7fffffffu;
     const std::uint32_t rebased = magnitude - (112u << 23);
@@ -81,6 +98,7 @@ DIFFOPT_RULE Half narrow<Half>(float x) {
     const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     const std::uint32_t result = magnitude >= 0x477ff000u ? special : finite;  // 65520 and up
     return {static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000u))};
+#endif
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ struct Sgd {
     T lr, momentum, dampening_rest;
     bool first;  // the first step takes the gradient itself as momentum
 
-    Sgd(const double *hyper, std::int64_t step)
+    DIFFOPT_RULE Sgd(const double *hyper, std::int64_t step)
         : lr(T(hyper[0])),
           momentum(T(hyper[1])),
           dampening_rest(T(1 - hyper[2])),
@@ -85,7 +85,7 @@ struct Rmsprop {
 
     T lr, alpha, eps, momentum, alpha_rest;
 
-    Rmsprop(const double *hyper, std::int64_t)
+    DIFFOPT_RULE Rmsprop(const double *hyper, std::int64_t)
         : lr(T(hyper[0])),
           alpha(T(hyper[1])),
           eps(T(hyper[2])),
@@ -156,7 +156,7 @@ struct Adagrad {
     T eps;
     T step_size, per_lr, per_lr_decay;  // lr / (1 + (t - 1) lr_decay), and its derivatives
 
-    Adagrad(const double *hyper, std::int64_t step) : eps(T(hyper[2])) {
+    DIFFOPT_RULE Adagrad(const double *hyper, std::int64_t step) : eps(T(hyper[2])) {
         const auto before = static_cast<double>(step - 1);
         const double scale = 1 / (1 + before * hyper[1]);
         step_size = T(hyper[0] * scale);
@@ -202,7 +202,7 @@ struct Adam {
     T step_size;               // lr * m_scale, rounded once
     T m_slope, v_slope;        // d log(scale) / d beta
 
-    Adam(const double *hyper, std::int64_t step)
+    DIFFOPT_RULE Adam(const double *hyper, std::int64_t step)
         : beta1(T(hyper[1])),
           beta2(T(hyper[2])),
           eps(T(hyper[3])),
@@ -259,6 +259,67 @@ struct Adam {
     }
 };
 
+/// NAdam. How much of its look ahead is gradient and how much momentum, the schedule of the
+/// momentum and the correction of its bias, are numbers of the step: NOTE [shares] in _nadam.py.
+///
+/// Source: Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016, alg. 8.
+template <typename T, int variant>
+struct Nadam {
+    static constexpr const char *name = "nadam";
+    static constexpr int variants = 1;
+    static constexpr int states = 2, hypers = 6;
+
+    T lr, beta1, beta2, eps, g_share, m_share;
+    T beta1_rest, beta2_rest;
+    T v_scale, v_slope;  // as Adam's
+
+    DIFFOPT_RULE Nadam(const double *hyper, std::int64_t step)
+        : lr(T(hyper[0])),
+          beta1(T(hyper[1])),
+          beta2(T(hyper[2])),
+          eps(T(hyper[3])),
+          g_share(T(hyper[4])),
+          m_share(T(hyper[5])),
+          beta1_rest(T(1 - hyper[1])),
+          beta2_rest(T(1 - hyper[2])) {
+        const auto t = static_cast<double>(step);
+        const double v_correction = 1 - std::pow(hyper[2], t);
+        v_scale = T(1 / v_correction);
+        v_slope = T(t * std::pow(hyper[2], t - 1) / v_correction);
+    }
+
+    DIFFOPT_RULE T forward(T g, T *s) const {
+        s[0] = beta1 * s[0] + beta1_rest * g;
+        s[1] = beta2 * s[1] + beta2_rest * (g * g);
+        return -lr * (g_share * g + m_share * s[0]) / (std::sqrt(s[1] * v_scale) + eps);
+    }
+
+    DIFFOPT_RULE T vjp(T g, const T *s, T du, T *ds, T *dh) const {
+        const T m = beta1 * s[0] + beta1_rest * g;
+        const T v = beta2 * s[1] + beta2_rest * (g * g);
+        const T radicand = v * v_scale;
+        const T root = std::sqrt(radicand);
+        const T denominator = root + eps;
+        const T step = (g_share * g + m_share * m) / denominator;
+
+        const T d_step = -lr * du;
+        const T d_direction = d_step / denominator;
+        dh[0] = -du * step;
+        dh[3] = -d_direction * step;
+        dh[4] = d_direction * g;
+        dh[5] = d_direction * m;
+        // At 0 the derivative of the root is taken as 0: NOTE [root of zero] in _composed.py.
+        const T d_radicand = radicand == T(0) ? T(0) : dh[3] / (T(2) * root);
+        const T d_m = ds[0] + d_direction * m_share;
+        const T d_v = ds[1] + d_radicand * v_scale;
+        dh[1] = d_m * (s[0] - g);
+        dh[2] = d_v * (s[1] - g * g) + d_radicand * radicand * v_slope;
+        ds[0] = beta1 * d_m;
+        ds[1] = beta2 * d_v;
+        return d_direction * g_share + beta1_rest * d_m + T(2) * beta2_rest * (g * d_v);
+    }
+};
+
 /// Lion. The derivative of the sign is 0.
 ///
 /// Source: Chen et al., "Symbolic discovery of optimization algorithms", NeurIPS 2023, alg. 2.
@@ -270,7 +331,7 @@ struct Lion {
 
     T lr, beta1, beta2, beta1_rest, beta2_rest;
 
-    Lion(const double *hyper, std::int64_t)
+    DIFFOPT_RULE Lion(const double *hyper, std::int64_t)
         : lr(T(hyper[0])),
           beta1(T(hyper[1])),
           beta2(T(hyper[2])),
@@ -302,9 +363,9 @@ template <template <typename, int> class... Rules>
 struct RuleList {};
 
 /// All rules, in the order of the codes that Python passes.
-using AllRules = RuleList<Sgd, Rmsprop, Adagrad, Adam, Lion>;
+using AllRules = RuleList<Sgd, Rmsprop, Adagrad, Adam, Lion, Nadam>;
 
-constexpr int max_states = 3, max_hypers = 5;
+constexpr int max_states = 3, max_hypers = 6;
 
 }  // namespace
 }  // namespace diffopt

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cpu.hpp"
+#include "surroundings.hpp"
 
 #ifndef DIFFOPT_SIMD
 #define DIFFOPT_SIMD baseline
@@ -46,7 +47,7 @@ struct Arrays {
 /// One variant of a rule.
 template <typename T>
 struct Kernel {
-    int states;
+    int states, hypers;
     void (*prepare)(const double *hyper, std::int64_t step, Prepared &);
     void (*forward)(const Prepared &, std::int64_t size, const Arrays<T> &);
     void (*vjp)(const Prepared &, std::int64_t size, const Arrays<T> &);
@@ -67,9 +68,9 @@ DIFFOPT_RULE void forward_element(const Rule &rule, const Arrays<T> &a, std::int
 /// Cotangents of the hyperparameters. No array: see above.
 template <typename T>
 struct Shares {
-    T share0, share1, share2, share3, share4;
+    T share0, share1, share2, share3, share4, share5;
 };
-static_assert(max_hypers == 5, "a share for each");
+static_assert(max_hypers == 6, "a share for each");
 
 template <typename Rule, typename T, std::size_t... k>
 DIFFOPT_RULE Shares<T> vjp_element(const Rule &rule, const Arrays<T> &a, std::int64_t i,
@@ -78,7 +79,7 @@ DIFFOPT_RULE Shares<T> vjp_element(const Rule &rule, const Arrays<T> &a, std::in
     T ds[] = {a.d_states[k][i]..., T(0)}, dh[max_hypers] = {};
     a.out[i] = rule.vjp(a.g[i], s, a.d_update[i], ds, dh);
     ((a.out_states[k][i] = ds[k]), ...);
-    return {dh[0], dh[1], dh[2], dh[3], dh[4]};
+    return {dh[0], dh[1], dh[2], dh[3], dh[4], dh[5]};
 }
 
 template <typename Rule, typename T>
@@ -105,8 +106,8 @@ void vjp_and_sums_loop(const Prepared &prepared, std::int64_t size, const Arrays
     using Index = std::make_index_sequence<Rule::states>;
     const auto rule = prepared_rule<Rule>(prepared);
     const Arrays<T> a = arrays;
-    double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, sum4 = 0;
-#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3, sum4)
+    double sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0, sum4 = 0, sum5 = 0;
+#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3, sum4, sum5)
     for (std::int64_t i = 0; i < size; ++i) {
         const auto d = vjp_element(rule, a, i, Index{});
         sum0 += static_cast<double>(d.share0);
@@ -114,16 +115,17 @@ void vjp_and_sums_loop(const Prepared &prepared, std::int64_t size, const Arrays
         if constexpr (Rule::hypers > 2) sum2 += static_cast<double>(d.share2);
         if constexpr (Rule::hypers > 3) sum3 += static_cast<double>(d.share3);
         if constexpr (Rule::hypers > 4) sum4 += static_cast<double>(d.share4);
+        if constexpr (Rule::hypers > 5) sum5 += static_cast<double>(d.share5);
     }
-    const double found[] = {sum0, sum1, sum2, sum3, sum4};
+    const double found[] = {sum0, sum1, sum2, sum3, sum4, sum5};
     for (int h = 0; h < Rule::hypers; ++h) sums[h] += found[h];
 }
 
 template <typename Rule, typename T>
 constexpr Kernel<T> make_kernel() {
     static_assert(Rule::states <= max_states && Rule::hypers <= max_hypers, "raise the maximum");
-    return {Rule::states, prepare<Rule>, forward_loop<Rule, T>, vjp_loop<Rule, T>,
-            vjp_and_sums_loop<Rule, T>};
+    return {Rule::states,          Rule::hypers,      prepare<Rule>,
+            forward_loop<Rule, T>, vjp_loop<Rule, T>, vjp_and_sums_loop<Rule, T>};
 }
 
 template <typename T, template <typename, int> class R, typename Numbers>
@@ -184,73 +186,60 @@ void store(void *array, std::int64_t begin, std::int64_t size, const T *numbers)
     for (std::int64_t i = 0; i < size; ++i) to[i] = narrow<S>(numbers[i]);
 }
 
-/// What is applied around every rule.
+/// What the rule gets for its gradient.
 template <typename T>
-struct Surroundings {
-    bool coupled, decoupled, maximize;
-    T sign, lr, weight_decay;
-    T shrinkage;  // lr * weight_decay, rounded once
-
-    explicit Surroundings(const Call &call)
-        : coupled(call.decay == Decay::coupled),
-          decoupled(call.decay == Decay::decoupled),
-          maximize(call.maximize),
-          sign(call.maximize ? T(-1) : T(1)),
-          lr(T(call.hyper[0])),
-          weight_decay(T(call.hyper.back())),
-          shrinkage(T(call.hyper[0] * call.hyper.back())) {}
-
-    /// What the rule gets for its gradient.
-    const T *descent(std::int64_t size, const T *g, const T *p, T *buffer) const {
-        if (coupled) {
+const T *descent(const Surroundings<T> &around, std::int64_t size, const T *g, const T *p,
+                 T *buffer) {
+    if (around.coupled) {
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) buffer[i] = sign * g[i] + weight_decay * p[i];
-        } else if (maximize) {
+        for (std::int64_t i = 0; i < size; ++i) buffer[i] = around.decayed(g[i], p[i]);
+    } else if (around.maximize) {
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) buffer[i] = -g[i];
-        } else {
-            return g;
-        }
-        return buffer;
+        for (std::int64_t i = 0; i < size; ++i) buffer[i] = -g[i];
+    } else {
+        return g;
     }
+    return buffer;
+}
 
-    /// Adds the shares of weight decay, and that of the learning rate in it.
-    void add_sums(std::int64_t size, const T *p, const T *d_descent, const T *du,
-                  Hyper &sums) const {
-        double per_lr = 0, per_decay = 0;
-        if (coupled) {
+/// Adds the shares of weight decay, and that of the learning rate in it.
+template <typename T>
+void add_sums(const Surroundings<T> &around, std::int64_t size, const T *p, const T *d_descent,
+              const T *du, double &of_lr, double &of_decay) {
+    double per_lr = 0, per_decay = 0;
+    if (around.coupled) {
 #pragma omp simd reduction(+ : per_decay)
-            for (std::int64_t i = 0; i < size; ++i)
-                per_decay += static_cast<double>(p[i] * d_descent[i]);
-        } else {
+        for (std::int64_t i = 0; i < size; ++i)
+            per_decay += static_cast<double>(around.per_coupled(p[i], d_descent[i]));
+    } else {
 #pragma omp simd reduction(+ : per_lr, per_decay)
-            for (std::int64_t i = 0; i < size; ++i) {
-                per_lr -= static_cast<double>(weight_decay * p[i] * du[i]);
-                per_decay -= static_cast<double>(lr * p[i] * du[i]);
-            }
+        for (std::int64_t i = 0; i < size; ++i) {
+            per_lr += static_cast<double>(around.per_lr(p[i], du[i]));
+            per_decay += static_cast<double>(around.per_decoupled(p[i], du[i]));
         }
-        sums.front() += per_lr;
-        sums.back() += per_decay;
     }
-};
+    of_lr += per_lr;
+    of_decay += per_decay;
+}
 
 template <typename S>
 void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64_t end) {
     using T = Wide<S>;
     const auto &kernel = find_kernel<T>(call.rule, call.variant, AllRules{});
-    const Surroundings<T> around(call);
+    const Surroundings<T> around(call, t.hyper[0], t.hyper[kernel.hypers]);
     Prepared rule;
-    kernel.prepare(call.hyper.data(), t.step, rule);
+    kernel.prepare(t.hyper, t.step, rule);
     const bool needs_p = call.in_place || call.decay != Decay::none;
     const bool bare = std::is_same_v<S, T> && !needs_p && !call.maximize;
     const std::int64_t stride = bare ? end - begin : block_size;
-    T loaded[2 + max_states][block_size], descent[block_size], written[1 + max_states][block_size];
+    T loaded[2 + max_states][block_size], descended[block_size];
+    T written[1 + max_states][block_size];
     for (; begin < end; begin += stride) {
         const auto size = std::min(stride, end - begin);
         const T *p = needs_p ? load<S>(t.p, begin, size, loaded[0]) : nullptr;
         const T *g = load<S>(t.g, begin, size, loaded[1]);
         Arrays<T> a;
-        a.g = around.descent(size, g, p, descent);
+        a.g = descent(around, size, g, p, descended);
         for (int k = 0; k < kernel.states; ++k) {
             a.states[k] = load<S>(t.states[k], begin, size, loaded[2 + k]);
             a.out_states[k] = target<S>(t.out_states[k], begin, written[1 + k]);
@@ -260,7 +249,7 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
         kernel.forward(rule, size, a);
         if (around.decoupled) {
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) update[i] -= around.shrinkage * p[i];
+            for (std::int64_t i = 0; i < size; ++i) update[i] = around.shrunk(update[i], p[i]);
         }
         if (call.in_place) {
 #pragma omp simd
@@ -274,14 +263,14 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
 
 template <typename S>
 void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64_t end,
-               Hyper &sums) {
+               double *sums) {
     using T = Wide<S>;
     const auto &kernel = find_kernel<T>(call.rule, call.variant, AllRules{});
-    const Surroundings<T> around(call);
+    const Surroundings<T> around(call, t.hyper[0], t.hyper[kernel.hypers]);
     Prepared rule;
-    kernel.prepare(call.hyper.data(), t.step, rule);
+    kernel.prepare(t.hyper, t.step, rule);
     const bool needs_p = call.decay != Decay::none;
-    T loaded[3 + 2 * max_states][block_size], descent[block_size];
+    T loaded[3 + 2 * max_states][block_size], descended[block_size];
     // What is not wanted is written too, and stays in the first cache.
     T written[2 + max_states][block_size];
     for (; begin < end; begin += block_size) {
@@ -291,7 +280,7 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
         const T *du = load<S>(t.d_update, begin, size, loaded[2]);
         T *out_g = target<S>(t.out_g, begin, written[0]);
         Arrays<T> a;
-        a.g = around.descent(size, g, p, descent);
+        a.g = descent(around, size, g, p, descended);
         a.d_update = du;
         a.out = out_g;
         for (int k = 0; k < kernel.states; ++k) {
@@ -299,20 +288,20 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
             a.d_states[k] = load<S>(t.d_states[k], begin, size, loaded[3 + max_states + k]);
             a.out_states[k] = target<S>(t.out_states[k], begin, written[2 + k]);
         }
-        if (call.want_hyper)
-            kernel.vjp_and_sums(rule, size, a, sums.data());
+        if (sums)
+            kernel.vjp_and_sums(rule, size, a, sums);
         else
             kernel.vjp(rule, size, a);
 
         T *out_p = target<S>(t.out_p, begin, written[1]);
         if (around.coupled) {  // `out_g` is still the derivative by the descent
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.weight_decay * out_g[i];
+            for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.d_decayed(out_g[i]);
         } else if (around.decoupled) {
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) out_p[i] = -around.shrinkage * du[i];
+            for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.d_shrunk(du[i]);
         }
-        if (call.want_hyper && needs_p) around.add_sums(size, p, out_g, du, sums);
+        if (sums && needs_p) add_sums(around, size, p, out_g, du, sums[0], sums[kernel.hypers]);
         if (around.maximize) {
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) out_g[i] = -out_g[i];
