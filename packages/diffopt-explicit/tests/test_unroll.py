@@ -194,3 +194,21 @@ def test_loss_cut_off_from_the_parameters_is_refused(start):
 def test_integer_parameters_are_refused_with_their_place():
     with pytest.raises(TypeError, match=r"\['count'\].*torch.int64"):
         unroll(lambda p: p["w"].sum(), sgd(0.1, 0.9), {"w": A, "count": tensor(3)}, steps=1)
+
+
+def test_the_start_in_the_loss_is_not_the_parameter_that_starts_there():
+    start = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    loss = lambda w: (w**2).sum() / 2 + ((w - start) ** 2).sum()  # drawn to 0 and to the start
+    end = unroll(loss, sgd(0.1), start, steps=2).params
+    # w1 = 0.9 w0; w2 = w1 - 0.1 (w1 + 2 (w1 - w0)) = 0.83 w0
+    torch.testing.assert_close(end, 0.83 * start)
+
+    assert torch.autograd.grad(end.sum(), start)[0].tolist() == pytest.approx([0.83] * 2)
+
+
+def test_parameters_computed_from_each_other_are_independent_in_the_loop():
+    x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    end = unroll(lambda p: p[0] * p[1], sgd(0.1), (x, 3 * x), steps=1).params
+
+    assert end[0].item() == pytest.approx(2 - 0.1 * 6)  # and not minus 0.1 * 12
+    assert torch.autograd.grad(end[0], x)[0].item() == pytest.approx(1 - 0.3)

@@ -2,13 +2,18 @@
 
 from importlib.metadata import version
 
+from diffopt_explicit._accumulate import Accumulate as Accumulate
+from diffopt_explicit._accumulate import AccumulateState as AccumulateState
+from diffopt_explicit._accumulate import accumulate as accumulate
 from diffopt_explicit._adafactor import ScaleByAdafactor as ScaleByAdafactor
 from diffopt_explicit._adafactor import scale_by_adafactor as scale_by_adafactor
 from diffopt_explicit._apply import apply_updates as apply_updates
 from diffopt_explicit._averaged import ScaleByASGD as ScaleByASGD
 from diffopt_explicit._averaged import scale_by_asgd as scale_by_asgd
 from diffopt_explicit._chain import Chain as Chain
+from diffopt_explicit._chain import NamedChain as NamedChain
 from diffopt_explicit._chain import chain as chain
+from diffopt_explicit._chain import named_chain as named_chain
 from diffopt_explicit._clip import AdaptiveClip as AdaptiveClip
 from diffopt_explicit._clip import Clip as Clip
 from diffopt_explicit._clip import ClipByGlobalNorm as ClipByGlobalNorm
@@ -17,11 +22,33 @@ from diffopt_explicit._clip import clip as clip
 from diffopt_explicit._clip import clip_by_global_norm as clip_by_global_norm
 from diffopt_explicit._decay import AddDecayedWeights as AddDecayedWeights
 from diffopt_explicit._decay import add_decayed_weights as add_decayed_weights
+from diffopt_explicit._finite import ApplyIfFinite as ApplyIfFinite
+from diffopt_explicit._finite import ApplyIfFiniteState as ApplyIfFiniteState
+from diffopt_explicit._finite import NanToNum as NanToNum
+from diffopt_explicit._finite import apply_if_finite as apply_if_finite
+from diffopt_explicit._finite import nan_to_num as nan_to_num
+from diffopt_explicit._finite import zero_nans as zero_nans
 from diffopt_explicit._from_torch import from_torch as from_torch
+from diffopt_explicit._hook import RegisterHook as RegisterHook
+from diffopt_explicit._hook import register_hook as register_hook
 from diffopt_explicit._hyperparameter import Hyperparameter as Hyperparameter
+from diffopt_explicit._inject import Inject as Inject
+from diffopt_explicit._inject import InjectState as InjectState
+from diffopt_explicit._inject import inject as inject
 from diffopt_explicit._inner_loop import FunctionalModule as FunctionalModule
 from diffopt_explicit._inner_loop import InnerOptimizer as InnerOptimizer
 from diffopt_explicit._inner_loop import inner_loop as inner_loop
+from diffopt_explicit._learned import Kronecker as Kronecker
+from diffopt_explicit._learned import Learned as Learned
+from diffopt_explicit._learned import LearnedState as LearnedState
+from diffopt_explicit._learned import kronecker as kronecker
+from diffopt_explicit._learned import kronecker_factors as kronecker_factors
+from diffopt_explicit._learned import learned as learned
+from diffopt_explicit._lookahead import Ema as Ema
+from diffopt_explicit._lookahead import Lookahead as Lookahead
+from diffopt_explicit._lookahead import LookaheadState as LookaheadState
+from diffopt_explicit._lookahead import ema as ema
+from diffopt_explicit._lookahead import lookahead as lookahead
 from diffopt_explicit._meta_optimizer import MetaAdam as MetaAdam
 from diffopt_explicit._meta_optimizer import MetaAdamW as MetaAdamW
 from diffopt_explicit._meta_optimizer import MetaOptimizer as MetaOptimizer
@@ -38,10 +65,16 @@ from diffopt_explicit._moments import scale_by_nadam as scale_by_nadam
 from diffopt_explicit._moments import scale_by_radam as scale_by_radam
 from diffopt_explicit._muon import ScaleByMuon as ScaleByMuon
 from diffopt_explicit._muon import scale_by_muon as scale_by_muon
+from diffopt_explicit._noise import AddNoise as AddNoise
+from diffopt_explicit._noise import AddNoiseState as AddNoiseState
+from diffopt_explicit._noise import add_noise as add_noise
 from diffopt_explicit._override import override as override
 from diffopt_explicit._partition import Freeze as Freeze
+from diffopt_explicit._partition import Identity as Identity
 from diffopt_explicit._partition import Partition as Partition
 from diffopt_explicit._partition import freeze as freeze
+from diffopt_explicit._partition import identity as identity
+from diffopt_explicit._partition import masked as masked
 from diffopt_explicit._partition import partition as partition
 from diffopt_explicit._recipes import adadelta as adadelta
 from diffopt_explicit._recipes import adagrad as adagrad
@@ -66,6 +99,7 @@ from diffopt_explicit._scale import Scale as Scale
 from diffopt_explicit._scale import ScaleByLearningRate as ScaleByLearningRate
 from diffopt_explicit._scale import scale as scale
 from diffopt_explicit._scale import scale_by_learning_rate as scale_by_learning_rate
+from diffopt_explicit._scale import scale_by_schedule as scale_by_schedule
 from diffopt_explicit._schedules import constant as constant
 from diffopt_explicit._schedules import cosine_decay as cosine_decay
 from diffopt_explicit._schedules import exponential_decay as exponential_decay

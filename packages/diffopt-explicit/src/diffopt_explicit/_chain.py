@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,35 @@ class Chain:
         return updates, tuple(after)
 
 
+@dataclass(frozen=True)
+class NamedChain:
+    """Transforms applied in turn, with names for their states.
+
+    Attributes:
+        transforms: The parts by name, in order. The state is the dict of their states.
+    """
+
+    transforms: Mapping[str, Transform]
+
+    def init(self, params: Tree) -> dict[str, Any]:
+        """Return the states of the parts before the first step."""
+        return {name: transform.init(params) for name, transform in self.transforms.items()}
+
+    def update(
+        self, updates: Tree, state: dict[str, Any], params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, dict[str, Any]]:
+        """Pass the updates through all parts."""
+        if state.keys() != self.transforms.keys():
+            raise ValueError(
+                f"This chain has the transforms {list(self.transforms)}, but the state is that of "
+                f"{list(state)}. Use the state that this very chain's `init` or `update` returned."
+            )
+        before = tuple(state[name] for name in self.transforms)
+        whole = Chain(tuple(self.transforms.values()))
+        updates, after = whole.update(updates, before, params, **extra)
+        return updates, dict(zip(self.transforms, after, strict=True))
+
+
 def chain(*transforms: Transform) -> Chain:
     """Apply transforms in turn, each to what the one before it returned.
 
@@ -59,9 +89,39 @@ def chain(*transforms: Transform) -> Chain:
     Source: the protocol is that of Optax (DeepMind, 2020).
     """
     for position, transform in enumerate(transforms):
-        if isinstance(transform, type) or not isinstance(transform, Transform):
-            raise TypeError(
-                f"`chain` takes transforms, values with `init` and `update`; argument {position} "
-                f"is {transform!r}."
-            )
+        _check("chain", position, transform)
     return Chain(transforms)
+
+
+def named_chain(*transforms: tuple[str, Transform]) -> NamedChain:
+    """Apply transforms in turn, as `chain` does, with a name for the state of each.
+
+    Args:
+        transforms: Pairs of a name and a transform, the first one receiving the gradients.
+
+    Raises:
+        TypeError: For a part without `init` and `update`.
+        ValueError: For a name that occurs twice.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import clip, named_chain, trace
+        >>> tx = named_chain(("bounds", clip(1.0)), ("momentum", trace(0.9)))
+        >>> tx.init([torch.ones(1)])["momentum"].trace
+        [tensor([0.])]
+
+    Source: the protocol is that of Optax.
+    """
+    for position, (name, transform) in enumerate(transforms):
+        _check("named_chain", position, transform)
+        if name in dict(transforms[:position]):
+            raise ValueError(f"`named_chain` got the name {name!r} twice.")
+    return NamedChain(dict(transforms))
+
+
+def _check(chain: str, position: int, transform: Any) -> None:
+    if isinstance(transform, type) or not isinstance(transform, Transform):
+        raise TypeError(
+            f"`{chain}` takes transforms, values with `init` and `update`; argument {position} "
+            f"is {transform!r}."
+        )

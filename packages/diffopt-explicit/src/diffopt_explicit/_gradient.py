@@ -13,8 +13,14 @@ from diffopt_explicit._trees import tree_flatten, tree_map, tree_unflatten
 
 
 def require_grad(params: Tree) -> Tree:
-    """The parameters, each part of a graph: those that are not become leaves of their own."""
-    return tree_map(lambda p: p if p.requires_grad else p.detach().requires_grad_(), params)
+    """The parameters, each a tensor of its own in the graph.
+
+    A view, where it is part of a graph already: the loss may depend on the same tensor in another
+    way, such as by its distance from the start, or by a parameter that was computed from it.
+    """
+    return tree_map(
+        lambda p: p.view_as(p) if p.requires_grad else p.detach().requires_grad_(), params
+    )
 
 
 def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:

@@ -26,6 +26,21 @@ class Freeze:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Updates as they are."""
+
+    def init(self, params: Tree) -> tuple[()]:
+        """Return the empty state."""
+        return ()
+
+    def update(
+        self, updates: Tree, state: tuple[()], params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, tuple[()]]:
+        """Return the updates."""
+        return updates, state
+
+
+@dataclass(frozen=True)
 class Partition:
     """Each parameter by the transform that its label names.
 
@@ -103,6 +118,40 @@ def partition(
         {'a': tensor([-1.]), 'b': tensor([-0.1000])}
     """
     return Partition(dict(transforms), labels)
+
+
+def masked(transform: Transform, mask: Tree | Callable[[Tree], Tree]) -> Partition:
+    """Apply a transform to some parameters; the updates of the others pass unchanged.
+
+    (To leave the others as they are, give them `freeze` by `partition`.)
+
+    Args:
+        transform: Sees the parameters of the mask only; the others are `None` to it.
+        mask: Tree of truth values shaped like the parameters, or a function from the
+            parameters to such a tree.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import masked, scale
+        >>> tx, ones = masked(scale(5.0), {"a": True, "b": False}), torch.ones(1)
+        >>> tx.update({"a": ones, "b": ones}, tx.init({"a": ones, "b": ones}))[0]
+        {'a': tensor([5.]), 'b': tensor([1.])}
+
+    Source: the semantics are those of Optax.
+    """
+    return Partition({True: transform, False: Identity()}, mask)
+
+
+def identity() -> Identity:
+    """Pass updates on as they are; of use as a part of `partition`.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import identity
+        >>> identity().update({"w": torch.ones(1)}, ())
+        ({'w': tensor([1.])}, ())
+    """
+    return Identity()
 
 
 def freeze() -> Freeze:

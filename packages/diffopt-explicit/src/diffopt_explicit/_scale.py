@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffopt_explicit._hyperparameter import Hyperparameter, check_range, everywhere
+from diffopt_explicit._hyperparameter import Hyperparameter, Schedule, check_range, everywhere
 from diffopt_explicit._stepwise import Stepwise
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import map_present
@@ -60,6 +60,27 @@ def scale(factor: Hyperparameter) -> Scale:
         ([tensor([2., 2.])], StepState(step=1))
     """
     return Scale(factor)
+
+
+def scale_by_schedule(schedule: Schedule) -> Scale:
+    """Multiply updates by the value of a schedule, a function of the step (0, 1, ...).
+
+    Raises:
+        TypeError: For what is no function.
+
+    Example:
+        >>> import torch
+        >>> from diffopt_explicit import scale_by_schedule
+        >>> tx = scale_by_schedule(lambda step: 1 / (1 + step))
+        >>> _, state = tx.update([torch.ones(1)], tx.init(None))
+        >>> tx.update([torch.ones(1)], state)[0]
+        [tensor([0.5000])]
+    """
+    if not callable(schedule):
+        raise TypeError(
+            f"`schedule` must be a function of the step, got {schedule!r}; see `scale`."
+        )
+    return Scale(schedule)
 
 
 def scale_by_learning_rate(lr: Hyperparameter) -> ScaleByLearningRate:
