@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from diffopt_explicit._transform import Transform
 
 T = TypeVar("T", bound=Transform)
@@ -66,3 +68,34 @@ def _replaced(tx: Any, hyperparameters: Mapping[str, Any]) -> Any:
         else:
             changes[field.name] = _replaced(value, hyperparameters)
     return replace(tx, **changes)
+
+
+def hyperparameters(tx: Transform) -> dict[str, Any]:
+    """The numbers of a transform by name, but for names with different numbers in its parts."""
+    found: dict[str, list[Any]] = {}
+    _collect(tx, found)
+    return {
+        name: values[0]
+        for name, values in found.items()
+        if all(value is values[0] or _equal(value, values[0]) for value in values)
+    }
+
+
+def anatomy(tx: Transform) -> tuple[Any, ...]:
+    """What kinds of parts a transform is made of, whatever their hyperparameters."""
+    values = (getattr(tx, field.name) for field in fields(tx)) if is_dataclass(tx) else ()
+    return type(tx), *(anatomy(part) for value in values for part in _parts(value))
+
+
+def _collect(tx: Any, found: dict[str, list[Any]]) -> None:
+    for field in fields(tx) if is_dataclass(tx) else ():
+        value = getattr(tx, field.name)
+        for part in _parts(value):
+            _collect(part, found)
+        numbers = value if isinstance(value, tuple) and value else (value,)
+        if all(isinstance(number, bool | int | float | Tensor) for number in numbers):
+            found.setdefault(field.name, []).append(value)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and not isinstance(a, Tensor) and a == b
