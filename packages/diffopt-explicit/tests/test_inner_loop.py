@@ -1,10 +1,13 @@
 """Parity with torch.optim over its flags, models and groups; meta-gradients against differences."""
 
 import copy
+import gc
+import sys
+import weakref
 
 import pytest
 import torch
-from diffopt_explicit import adam, inner_loop, sgd
+from diffopt_explicit import FunctionalModule, InnerOptimizer, adam, inner_loop, sgd
 from torch import nn
 from torch.nn import functional
 
@@ -241,6 +244,200 @@ def test_a_failed_step_changes_nothing():
         params, state = fmodule.params, opt.state
         with pytest.raises(ValueError, match="depends on none of the parameters"):
             opt.step(module(torch.ones(1, 2)).detach().sum())
+
+        assert fmodule.params is params
+        assert opt.state is state
+
+
+def recurrent(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind.endswith("Cell"):
+        return getattr(nn, kind)(4, 4)
+    return getattr(nn, kind)(4, 4, num_layers=2, bidirectional=True)
+
+
+def output(module, kind: str, x: torch.Tensor) -> torch.Tensor:
+    """The outputs at all times, or, of a cell, its state in the end."""
+    if not kind.endswith("Cell"):
+        return module(x)[0]
+    state = None
+    for now in x:
+        state = module(now, state)
+    return state[0] if isinstance(state, tuple) else state
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_recurrent_modules_are_stepped_and_left_as_torch_has_them(kind):
+    module, x = recurrent(kind), torch.randn(3, 5, 4)
+    reference = copy.deepcopy(module)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        output(reference, kind, x).square().mean().backward()
+        optimizer.step()
+    with inner_loop(module, sgd(lr=0.1)) as (fmodule, opt):
+        for _ in range(3):
+            opt.step(output(fmodule, kind, x).square().mean())
+        output(fmodule, kind, x).sum().backward()
+
+    for ours, expected in zip(fmodule.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    assert all(weight.is_leaf for weight in getattr(module, "_flat_weights", []))
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRUCell"])
+def test_the_meta_gradient_of_a_recurrent_module_is_exact(kind):
+    x = torch.linspace(-1, 1, 8).reshape(1, 2, 4)
+
+    def end(bias):
+        module = recurrent(kind)
+        name = next(name for name, _ in module.named_parameters() if "bias" in name)
+        start = {**dict(module.named_parameters()), name: bias}
+        fmodule = FunctionalModule(module, start)
+        opt = InnerOptimizer(fmodule, sgd(lr=0.1), track=True)
+        opt.step(output(fmodule, kind, x).square().mean())
+        return output(fmodule, kind, x).sum()
+
+    size = {"LSTM": 16, "GRUCell": 12}[kind]
+
+    assert torch.autograd.gradcheck(end, torch.zeros(size, requires_grad=True))
+
+
+def test_statistics_of_batch_norm_stay_in_their_loop():
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with inner_loop(module, sgd(0.1)) as (first, _), inner_loop(module, sgd(0.1)) as (second, _):
+        first(torch.ones(3, 4))
+
+        assert first.buffers["1.num_batches_tracked"] == 1
+        assert second.buffers["1.num_batches_tracked"] == 0
+        assert module[1].num_batches_tracked == 0
+
+
+def test_the_weights_of_every_time_are_kept():
+    module, x = nn.Linear(2, 1), torch.ones(3, 2)
+    seen = []
+    with inner_loop(module, sgd(lr=0.1)) as (fmodule, opt):
+        for _ in range(3):
+            seen.append(fmodule.params["weight"])
+            opt.step(fmodule(x).square().mean())
+
+        assert all(next(fmodule.parameters(time=t)) is seen[t] for t in range(3))
+        assert next(fmodule.parameters(time=0)) is module.weight
+        assert next(fmodule.parameters(time=3)) is next(fmodule.parameters())
+        with pytest.raises(IndexError, match=r"no fast weights of time 4: .* times 0 to 3"):
+            fmodule.parameters(time=4)
+
+
+def test_an_untracked_loop_keeps_the_present_weights_only():
+    module = nn.Linear(2, 1)
+    with inner_loop(module, sgd(lr=0.1), track=False) as (fmodule, opt):
+        opt.step(fmodule(torch.ones(3, 2)).square().mean())
+        with pytest.raises(IndexError, match="without `track` only the last ones are kept"):
+            fmodule.parameters(time=1)
+
+
+def test_an_override_lasts_for_its_step():
+    module = nn.Linear(1, 1, bias=False)
+    rates = torch.tensor([0.1, 0.2], requires_grad=True)
+    with inner_loop(module, sgd(lr=0.3)) as (fmodule, opt):
+        for rate in rates:
+            opt.step(fmodule(torch.ones(1, 1)).sum(), override={"lr": rate})
+        opt.step(fmodule(torch.ones(1, 1)).sum())
+        moved = fmodule.params["weight"] - module.weight
+    moved.sum().backward()
+
+    assert moved.item() == pytest.approx(-0.6)
+    assert rates.grad.tolist() == [-1, -1]
+
+
+def test_a_callback_changes_the_gradients_as_part_of_the_graph():
+    module, scale = nn.Linear(1, 1), torch.tensor(2.0, requires_grad=True)
+    seen = []
+
+    def callback(grads):
+        seen.append(grads)
+        return {name: None if name == "bias" else scale * grad for name, grad in grads.items()}
+
+    with inner_loop(module, sgd(lr=0.5)) as (fmodule, opt):
+        opt.step(fmodule(torch.full((1, 1), 3.0)).sum(), grad_callback=callback)
+
+    fmodule.params["weight"].sum().backward()
+    assert scale.grad.item() == -1.5
+    assert fmodule.params["bias"] is module.bias
+    assert {name: grad.item() for name, grad in seen[0].items()} == {"weight": 3.0, "bias": 1.0}
+
+
+def test_nothing_of_the_graph_outlives_the_loop():
+    module = nn.Sequential(nn.LSTM(4, 4), nn.Tanh())
+    module[1].forward = lambda out: out[0].tanh()
+    dead = []
+
+    def loop():
+        with inner_loop(module, adam(lr=0.1)) as (fmodule, opt):
+            for _ in range(2):
+                opt.step(fmodule(torch.randn(3, 4)).square().mean())
+                dead.extend(weakref.ref(param) for param in fmodule.parameters())
+            fmodule(torch.randn(3, 4)).sum().backward()
+        dead.append(weakref.ref(fmodule))
+
+    gc.collect()
+    gc.disable()  # what is freed is freed by itself, not by the collector of cycles
+    try:
+        loop()
+        assert [ref() for ref in dead] == [None] * len(dead)
+    finally:
+        gc.enable()
+
+
+def test_a_thousand_loops_take_constant_memory():
+    resource = pytest.importorskip("resource")  # not on Windows
+    unit = 1 if sys.platform == "darwin" else 1024
+    module = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64)).float()
+    x = torch.randn(8, 64, dtype=torch.float32)
+
+    def resident(loops: int) -> int:
+        for _ in range(loops):
+            with inner_loop(module, sgd(lr=0.1, momentum=0.9)) as (fmodule, opt):
+                opt.step(fmodule(x).square().mean())
+                opt.step(fmodule(x).square().mean())
+                fmodule(x).sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    before = resident(100)
+
+    assert resident(900) - before < 20 * 2**20  # the graphs of 900 loops are over 150 MiB
+
+
+def test_a_loss_that_has_lost_its_graph_is_refused():
+    module = nn.Linear(2, 1)
+    with inner_loop(module, adam(lr=0.1)) as (fmodule, opt):
+        loss = fmodule(torch.ones(1, 2)).square().sum()
+        loss.backward()
+        params, state = fmodule.params, opt.state
+        with pytest.raises(ValueError, match="The graph of the loss is gone"):
+            opt.step(loss)
+
+        assert fmodule.params is params
+        assert opt.state is state
+
+
+@pytest.mark.parametrize("where", ["override", "callback"])
+def test_an_error_in_a_step_changes_nothing(where):
+    module = nn.Linear(2, 1)
+
+    def callback(grads):
+        raise ZeroDivisionError
+
+    with inner_loop(module, adam(lr=0.1)) as (fmodule, opt):
+        params, state = fmodule.params, opt.state
+        loss = fmodule(torch.ones(1, 2)).square().sum()
+        if where == "override":
+            with pytest.raises(ValueError, match="no hyperparameter `momentum`"):
+                opt.step(loss, override={"momentum": 0.9})
+        else:
+            with pytest.raises(ZeroDivisionError):
+                opt.step(loss, grad_callback=callback)
 
         assert fmodule.params is params
         assert opt.state is state

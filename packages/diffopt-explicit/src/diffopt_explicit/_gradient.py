@@ -28,25 +28,43 @@ def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:
 
     Args:
         loss: 0-d tensor, a function of `params` by ordinary autograd.
-        params: Tree of tensors that require grad.
+        params: Tree of tensors.
         create_graph: Whether the gradient can be differentiated in turn.
 
     Raises:
-        ValueError: If the loss is not a 0-d tensor, or depends on no parameter at all.
+        ValueError: If the loss is not a 0-d tensor, depends on no parameter at all, or has lost
+            the graph by which it does.
     """
     if not isinstance(loss, Tensor) or loss.dim():
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(f"The loss must be a 0-d tensor, got {found}. Take its mean or sum.")
     leaves, spec = tree_flatten(params)
-    grads: tuple[Tensor | None, ...] = (None,) * len(leaves)
-    if loss.requires_grad:
-        grads = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    grads: list[Tensor | None] = [None] * len(leaves)
+    learned = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
+    if loss.requires_grad and learned:
+        found = _autograd(loss, [leaves[index] for index in learned], create_graph=create_graph)
+        for index, grad in zip(learned, found, strict=True):
+            grads[index] = grad
     if all(grad is None for grad in grads):
         raise ValueError(
             "The loss depends on none of the parameters, so a step would change nothing. Was it "
             "computed from other tensors, under `torch.no_grad()`, or through `detach()`?"
         )
     return tree_unflatten(spec, grads)
+
+
+def _autograd(
+    loss: Tensor, leaves: list[Tensor], *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ValueError(
+            "The graph of the loss is gone: a `backward()`, a `torch.autograd.grad` or a step has "
+            "freed it. Compute the loss anew for each step, from the present parameters."
+        ) from error
 
 
 def loss_and_gradient(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,27 +27,53 @@ class FunctionalModule:
 
     Attributes:
         module: The module whose code is run.
-        params: The fast weights by name; one entry for weights that are tied.
         buffers: Copies of the module's buffers by name.
     """
 
-    def __init__(self, module: nn.Module, params: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, module: nn.Module, params: Mapping[str, Tensor], *, track: bool = True
+    ) -> None:
         self.module = module
-        self.params = dict(params)
+        self._track = track
+        self._history = [dict(params)]
         self._ties = [[place.name for place in at] for _, at in places(module, "_parameters")]
         buffers = places(module, "_buffers")
         self.buffers = {at[0].name: buffer.clone() for buffer, at in buffers}
         self._ties += [[place.name for place in at] for _, at in buffers]
 
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The fast weights by name; one entry for weights that are tied."""
+        return self._history[-1]
+
+    @params.setter
+    def params(self, params: Mapping[str, Tensor]) -> None:
+        kept = self._history if self._track else []
+        self._history = [*kept, dict(params)]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward pass with the fast weights."""
         own = {**self.params, **self.buffers}
         everywhere = {name: own[tie[0]] for tie in self._ties if tie[0] in own for name in tie}
-        return functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
+        with _flat_weights_kept(self.module):
+            return functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
 
-    def parameters(self) -> Iterator[Tensor]:
-        """The fast weights, in the order of the module's parameters."""
-        return iter(self.params.values())
+    def parameters(self, time: int = -1) -> Iterator[Tensor]:
+        """The fast weights, in the order of the module's parameters.
+
+        Args:
+            time: After how many steps: 0 for the first ones, -1 for the present ones.
+
+        Raises:
+            IndexError: If there are none of that time. Untracked loops keep the present ones only.
+        """
+        if not -len(self._history) <= time < len(self._history):
+            reason = "" if self._track else ", because without `track` only the last ones are kept"
+            raise IndexError(
+                f"There are no fast weights of time {time}: there are those of times 0 to "
+                f"{len(self._history) - 1}{reason}."
+            )
+        return iter(self._history[time].values())
 
     def __repr__(self) -> str:
         return f"FunctionalModule of {self.module!r}"
@@ -67,25 +93,49 @@ class InnerOptimizer:
         self._fmodule = fmodule
         self._track = track
 
-    def step(self, loss: Tensor, *, first_order: bool = False) -> None:
+    def step(
+        self,
+        loss: Tensor,
+        *,
+        first_order: bool = False,
+        override: Mapping[str, Any] | None = None,
+        grad_callback: Callable[[dict[str, Tensor | None]], dict[str, Tensor | None]] | None = None,
+    ) -> None:
         """Move the fast weights down the gradient of `loss`, as part of the graph.
 
         Args:
             loss: 0-d tensor, computed by calling the `FunctionalModule`.
             first_order: Take the gradient as a constant (first-order MAML).
+            override: Hyperparameters to replace by name, in this step only.
+            grad_callback: Given the gradients by name, returns those to step with. `None` stands
+                where the loss does not depend on a parameter.
 
         Raises:
-            ValueError: If the loss is not a 0-d tensor, or depends on no fast weight. The
-                weights and the state are then as before.
+            ValueError: If the loss is not a 0-d tensor, depends on no fast weight, or has lost its
+                graph. The weights and the state are then as before.
         """
         before = self._fmodule.params
+        tx = overridden(self.tx, **override) if override else self.tx
         grads = gradient(loss, before, create_graph=self._track and not first_order)
         with torch.set_grad_enabled(self._track):
-            updates, self.state = self.tx.update(grads, self.state, before)
+            grads = grad_callback(grads) if grad_callback else grads
+            updates, state = tx.update(grads, self.state, before)
             after = apply_updates(before, updates)
         if not self._track:
-            after, self.state = detach(after), detach(self.state)
-        self._fmodule.params = require_grad(after)
+            after, state = detach(after), detach(state)
+        self._fmodule.params, self.state = require_grad(after), state
+
+
+@contextmanager
+def _flat_weights_kept(module: nn.Module) -> Iterator[None]:
+    """Recurrent layers list their weights a second time, and keep those of the last call."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
+    lists = [(layer, layer._flat_weights, layer._flat_weight_refs) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, weights, references in lists:
+            layer._flat_weights, layer._flat_weight_refs = weights, references
 
 
 @contextmanager
@@ -141,5 +191,5 @@ def inner_loop(
     if override:
         tx = overridden(tx, **override)
     start = trainable if track and not detach_initial else require_grad(detach(trainable))
-    fmodule = FunctionalModule(module, start)
+    fmodule = FunctionalModule(module, start, track=track)
     yield fmodule, InnerOptimizer(fmodule, tx, track=track)
