@@ -11,12 +11,10 @@ from pytree_core import tree_leaves
 from torch import Tensor
 
 from diffopt_explicit._apply import apply_updates
-from diffopt_explicit._in_place import InPlace, in_place
+from diffopt_explicit._in_place import in_place
 from diffopt_explicit._override import anatomy, hyperparameters, override
 from diffopt_explicit._rows import Layout, Row, loaded, resumed, start
 from diffopt_explicit._transform import Transform
-
-_FUSED = (torch.float64, torch.float32)  # of less, the state is kept in float32
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -151,31 +149,21 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[index]
         params = cast("list[Tensor]", group["params"])
         grads = [_gradient(param, f"{i} of group {index}") for i, param in enumerate(params)]
-        present = [i for i, grad in enumerate(grads) if grad is not None]
-        if not present:
+        if all(grad is None for grad in grads):
             return lambda: None
         tx = self._transform(group)
         form = self._ready(index, tx)
         rows = [self.state.get(param, {}) for param in params]
-        fused = in_place(tx)
-        if fused and all(params[i].dtype in _FUSED for i in present):
-            chosen = ([column[i] for i in present] for column in (params, grads, rows))
-            return partial(self._write_over, group, fused, *chosen)
         state = form.state(rows, group["shared"], params)
-        updates, state = tx.update(grads, state, params)
-        return partial(self._write, group, form, apply_updates(params, updates), state)
+        write = in_place(tx, grads, state, params)
+        if write is None:
+            updates, state = tx.update(grads, state, params)
+            write = partial(_move, params, apply_updates(params, updates), state)
+        return partial(self._write, group, form, write)
 
-    def _write_over(
-        self, group: dict[str, Any], fused: InPlace, params: Any, grads: Any, rows: Any
-    ) -> None:
-        fused(params, grads, rows, group["shared"]["step"])
-        group["shared"]["step"] += 1
-
-    def _write(self, group: dict[str, Any], form: Layout, moved: list[Tensor], state: Any) -> None:
-        rows, group["shared"] = form.rows(state, group["params"])
-        for param, new, row in zip(group["params"], moved, rows, strict=True):
-            if new is not param:
-                param.copy_(new)
+    def _write(self, group: dict[str, Any], form: Layout, write: Callable[[], Any]) -> None:
+        rows, group["shared"] = form.rows(write(), group["params"])
+        for param, row in zip(group["params"], rows, strict=True):
             if row:
                 self.state[param].update(row)
 
@@ -210,6 +198,13 @@ class Optimizer(torch.optim.Optimizer):
             if row := loaded(state.get(key, {}), fresh[position], where):
                 rows[param] = row
         return rows
+
+
+def _move(params: list[Tensor], moved: list[Tensor], state: Any) -> Any:
+    for param, new in zip(params, moved, strict=True):
+        if new is not param:
+            param.copy_(new)
+    return state
 
 
 def _gradient(param: Tensor, where: str) -> Tensor | None:

@@ -10,11 +10,16 @@ import torch
 from pytree_core import TreeSpec, tree_flatten_with_path, tree_unflatten
 from torch import Tensor
 
-from diffopt_explicit._adam import FusedAdam
 from diffopt_explicit._chain import Chain
 from diffopt_explicit._clip import AdaptiveClip, Clip, ClipByGlobalNorm
 from diffopt_explicit._decay import AddDecayedWeights
-from diffopt_explicit._moments import ScaleByAdamax, ScaleByAMSGrad, ScaleByNAdam, ScaleByRAdam
+from diffopt_explicit._moments import (
+    ScaleByAdam,
+    ScaleByAdamax,
+    ScaleByAMSGrad,
+    ScaleByNAdam,
+    ScaleByRAdam,
+)
 from diffopt_explicit._scale import Scale, ScaleByLearningRate
 from diffopt_explicit._signs import ScaleByLion, ScaleByRprop
 from diffopt_explicit._squares import ScaleByAdadelta, ScaleByAdagrad, ScaleByRMS
@@ -25,6 +30,7 @@ Row: TypeAlias = dict[str, Any]
 Params: TypeAlias = list[Tensor] | dict[str, Tensor]
 
 _SLOTS: dict[type, tuple[str, ...]] = {
+    ScaleByAdam: ("exp_avg", "exp_avg_sq"),
     ScaleByAMSGrad: ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     ScaleByAdamax: ("exp_avg", "exp_inf"),
     ScaleByNAdam: ("exp_avg", "exp_avg_sq", "mu_product"),
@@ -39,8 +45,7 @@ _FIELDS = {"counts": "step", "trace": "momentum_buffer"}
 # None of these drops an update, so in a chain of them all counts are the same.
 _KNOWN = {
     *_SLOTS,
-    *(FusedAdam, Trace),
-    *(Scale, ScaleByLearningRate, AddDecayedWeights, Clip, ClipByGlobalNorm, AdaptiveClip),
+    *(Trace, Scale, ScaleByLearningRate, AddDecayedWeights, Clip, ClipByGlobalNorm, AdaptiveClip),
 }
 
 
