@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
-from diffopt_explicit import from_torch
+from diffopt_explicit import SGD, from_torch, inner_loop, linear
+from pytree_core import tree_all, tree_map
 from torch import nn
 
 
@@ -24,13 +27,50 @@ def test_another_optimizer_is_refused_by_name():
         lift(torch.optim.ASGD)
 
 
-def test_an_optimizer_with_state_is_refused():
+def run(module, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.ones(1, 2, dtype=module.weight.dtype)).square().sum().backward()
+        optimizer.step()
+
+
+def test_an_optimizer_of_ours_is_gone_on_with():
+    module = nn.Linear(2, 1).double()
+    optimizer = SGD(module.parameters(), lr=linear(0.1, 0.01, 6), momentum=0.5)
+    run(module, optimizer, 3)
+    reference = copy.deepcopy((module, optimizer))
+    run(*reference, 3)
+    with inner_loop(module, optimizer) as (fmodule, opt):
+        for _ in range(3):
+            opt.step(fmodule(torch.ones(1, 2, dtype=torch.float64)).square().sum())
+
+    for ours, expected in zip(fmodule.parameters(), reference[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_an_optimizer_that_is_gone_on_with_is_left_alone():
     module = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    module(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    with pytest.raises(ValueError, match="its state"):
-        from_torch(optimizer, dict(module.named_parameters()))
+    params = dict(module.named_parameters())
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    run(module, optimizer, 2)
+    tx = from_torch(optimizer, params)
+    before = tree_map(lambda leaf: torch.as_tensor(leaf).clone(), tx.init(params))
+    run(module, optimizer, 1)
+    after = tree_map(torch.as_tensor, tx.init(params))
+
+    assert optimizer.state[module.weight]["step"] == 3
+    assert tree_all(tree_map(torch.equal, before, after))
+    assert tx.init(params)[0][0].counts == {"weight": 2, "bias": 2}
+
+
+def test_frozen_parameters_of_the_optimizer_are_left_alone():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    module[0].requires_grad_(False)
+    with inner_loop(module, optimizer) as (fmodule, opt):
+        opt.step(fmodule(torch.ones(1, 2)).sum())
+
+    assert list(fmodule.params) == ["1.weight", "1.bias"]
 
 
 def test_a_parameter_of_another_module_is_refused():

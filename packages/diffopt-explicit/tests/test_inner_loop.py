@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from diffopt_explicit import FunctionalModule, InnerOptimizer, adam, inner_loop, sgd
+from diffopt_explicit import FunctionalModule, InnerOptimizer, MetaOptimizer, adam, inner_loop, sgd
 from torch import nn
 from torch.nn import functional
 
@@ -105,6 +105,13 @@ def optimizer_of(kind, flags, module, groups):
     return kind([{"params": params[:1], "lr": 0.2}, {"params": params[1:]}], **flags)
 
 
+def train(module, optimizer, xs):
+    for step, x in enumerate(xs):
+        optimizer.zero_grad()
+        loss_of(module, x, step).backward()
+        optimizer.step()
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("kind", "flags"), GRID)
@@ -112,16 +119,36 @@ def test_steps_equal_those_of_torch_optim(kind, flags, model, groups):
     module, xs = build(model)
     theirs = copy.deepcopy(module)
     reference = optimizer_of(kind, flags, theirs, groups)
-    for step, x in enumerate(xs):
-        reference.zero_grad()
-        loss_of(theirs, x, step).backward()
-        reference.step()
+    train(theirs, reference, xs)
     with inner_loop(module, optimizer_of(kind, flags, module, groups)) as (fmodule, opt):
         for step, x in enumerate(xs):
             opt.step(loss_of(fmodule, x, step))
 
     for (name, ours), expected in zip(fmodule.params.items(), theirs.parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(("kind", "flags"), GRID)
+@pytest.mark.parametrize("wrap", ["inner loop", "meta-optimizer"])
+def test_a_live_optimizer_is_gone_on_with(kind, flags, wrap):
+    module, xs = build("partly used")
+    optimizer = optimizer_of(kind, flags, module, 2)
+    train(module, optimizer, xs)
+    reference = copy.deepcopy((module, optimizer))
+    train(*reference, xs)
+    if wrap == "inner loop":
+        with inner_loop(module, optimizer) as (fmodule, opt):
+            for step, x in enumerate(xs):
+                opt.step(loss_of(fmodule, x, step))
+        ends = list(fmodule.parameters())
+    else:
+        opt = MetaOptimizer(module, optimizer)
+        for step, x in enumerate(xs):
+            opt.step(loss_of(module, x, step))
+        ends = list(module.parameters())
+
+    for ours, expected in zip(ends, reference[0].parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -147,11 +174,7 @@ def test_meta_gradient_equals_central_differences_of_torch_optim(kind, flags, mo
         with torch.no_grad():
             for p, d in zip(moved.parameters(), direction, strict=True):
                 p += shift * d
-        reference = kind(moved.parameters(), **flags)
-        for step, x in enumerate(xs):
-            reference.zero_grad()
-            loss_of(moved, x, step).backward()
-            reference.step()
+        train(moved, kind(moved.parameters(), **flags), xs)
         return loss_of(moved, xs[0], 0).item()
 
     with inner_loop(module, kind(module.parameters(), **flags)) as (fmodule, opt):

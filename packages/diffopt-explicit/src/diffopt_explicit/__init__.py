@@ -31,6 +31,7 @@ from diffopt_explicit._finite import zero_nans as zero_nans
 from diffopt_explicit._from_torch import from_torch as from_torch
 from diffopt_explicit._hook import RegisterHook as RegisterHook
 from diffopt_explicit._hook import register_hook as register_hook
+from diffopt_explicit._func_optimizer import FuncOptimizer as FuncOptimizer
 from diffopt_explicit._hyperparameter import Hyperparameter as Hyperparameter
 from diffopt_explicit._inject import Inject as Inject
 from diffopt_explicit._inject import InjectState as InjectState
@@ -52,7 +53,18 @@ from diffopt_explicit._lookahead import lookahead as lookahead
 from diffopt_explicit._meta_optimizer import MetaAdam as MetaAdam
 from diffopt_explicit._meta_optimizer import MetaAdamW as MetaAdamW
 from diffopt_explicit._meta_optimizer import MetaOptimizer as MetaOptimizer
-from diffopt_explicit._meta_optimizer import MetaSGD as MetaSGD
+from diffopt_explicit._meta_optimizers import MetaAdadelta as MetaAdadelta
+from diffopt_explicit._meta_optimizers import MetaAdagrad as MetaAdagrad
+from diffopt_explicit._meta_optimizers import MetaAdam as MetaAdam
+from diffopt_explicit._meta_optimizers import MetaAdamax as MetaAdamax
+from diffopt_explicit._meta_optimizers import MetaAdamW as MetaAdamW
+from diffopt_explicit._meta_optimizers import MetaAMSGrad as MetaAMSGrad
+from diffopt_explicit._meta_optimizers import MetaLion as MetaLion
+from diffopt_explicit._meta_optimizers import MetaNAdam as MetaNAdam
+from diffopt_explicit._meta_optimizers import MetaRAdam as MetaRAdam
+from diffopt_explicit._meta_optimizers import MetaRMSProp as MetaRMSProp
+from diffopt_explicit._meta_optimizers import MetaRprop as MetaRprop
+from diffopt_explicit._meta_optimizers import MetaSGD as MetaSGD
 from diffopt_explicit._moments import ScaleByAdam as ScaleByAdam
 from diffopt_explicit._moments import ScaleByAdamax as ScaleByAdamax
 from diffopt_explicit._moments import ScaleByAMSGrad as ScaleByAMSGrad

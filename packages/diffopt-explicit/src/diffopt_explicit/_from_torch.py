@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from diffopt_explicit._optimizer import Optimizer
 from diffopt_explicit._partition import freeze, partition
 from diffopt_explicit._recipes import (
     adadelta,
@@ -22,7 +24,8 @@ from diffopt_explicit._recipes import (
     rprop,
     sgd,
 )
-from diffopt_explicit._transform import Transform
+from diffopt_explicit._rows import loaded, resumed, start
+from diffopt_explicit._transform import Transform, Tree
 
 _Kind: TypeAlias = type[torch.optim.Optimizer]
 _ADAM = {"lr", "betas", "eps", "weight_decay", "maximize"}
@@ -54,17 +57,20 @@ _WITHOUT_EFFECT = {"params", "initial_lr", "foreach", "fused", "capturable", "di
 
 
 def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> Transform:
-    """Return the transform that does what a new `torch.optim` optimizer is set up to do.
+    """Return the transform that goes on with what a `torch.optim` optimizer is doing.
+
+    If the optimizer has made steps, the transform's `init` returns a copy of the state that it
+    has now. What the optimizer does later is not followed.
 
     Args:
         optimizer: One of ``torch.optim`` (SGD, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop,
-            Adagrad, Adadelta, Rprop) with any parameter groups, that has not made a step yet.
+            Adagrad, Adadelta, Rprop) with any parameter groups, or an `Optimizer`.
         params: The parameters by name. Those that are in no group are left as they are.
 
     Raises:
         TypeError: For another kind of optimizer.
-        ValueError: For a flag that has no counterpart here, a parameter that is not among
-            `params`, or an optimizer that has made steps, whose state would be lost.
+        ValueError: For a flag that has no counterpart here, or a parameter that requires grad
+            and is not among `params`.
 
     Example:
         >>> import torch
@@ -75,34 +81,75 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
         {'frozen': Freeze(), 0: Chain(transforms=(ScaleByLearningRate(lr=0.1),))}
     """
     kind = type(optimizer)
-    if kind not in _RECIPES:
+    if kind not in _RECIPES and not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"There is no differentiable counterpart of {kind.__module__}.{kind.__qualname__}; "
             f"there are those of {[known.__name__ for known in _RECIPES]}."
-        )
-    # Adagrad has its state from the beginning; other states without a count are of steps made.
-    if any(state.get("step", 1) for state in optimizer.state.values()):
-        raise ValueError(
-            "The optimizer has made steps already, and its state (momentum, moments) would be "
-            "lost. Give a new optimizer, or a transform together with its state."
         )
     names = {id(param): name for name, param in params.items()}
     labels: dict[str, Hashable] = dict.fromkeys(params, "frozen")
     transforms: dict[Hashable, Transform] = {"frozen": freeze()}
     for index, group in enumerate(optimizer.param_groups):
-        transforms[index] = _transform(kind, group)
         for position, param in enumerate(group["params"]):
-            if id(param) not in names:
+            if id(param) in names:
+                labels[names[id(param)]] = index
+            elif param.requires_grad:
                 raise ValueError(
                     f"Parameter {position} of the optimizer's group {index}, of shape "
                     f"{tuple(param.shape)}, is not a trainable parameter of the module."
                 )
-            labels[names[id(param)]] = index
+        own = {name: param if labels[name] == index else None for name, param in params.items()}
+        transforms[index] = _going_on(_transform(optimizer, group), own, optimizer, group)
     return partition(transforms, labels)
 
 
-def _transform(kind: _Kind, group: dict[str, Any]) -> Transform:
+@dataclass(frozen=True)
+class GoingOn:
+    """A transform that begins in the middle.
+
+    Attributes:
+        tx: The transform.
+        state: Where it begins.
+    """
+
+    tx: Transform
+    state: Any
+
+    def init(self, params: Tree) -> Any:
+        """Return the state to begin with, which is of these parameters."""
+        return self.state
+
+    def update(
+        self, updates: Tree, state: Any, params: Tree | None = None, **extra: Any
+    ) -> tuple[Tree, Any]:
+        """Do what the transform does."""
+        return self.tx.update(updates, state, params, **extra)
+
+
+def _going_on(
+    tx: Transform,
+    params: dict[str, Tensor | None],
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+) -> Transform:
+    """The transform of a group with the state of its parameters, if there is any."""
+    known = [{} if p is None else optimizer.state.get(p, {}) for p in params.values()]
+    if not any(known):
+        return tx
+    form, fresh, shared = start(tx, params)
+    rows = [
+        loaded(row, new, f"the parameter {name!r}")
+        for name, row, new in zip(params, known, fresh, strict=True)
+    ]
+    rows, shared = resumed(fresh, shared, rows)
+    return GoingOn(tx, form.state(rows, {**shared, **group.get("shared", {})}, params))
+
+
+def _transform(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Transform:
     """The transform of a parameter group; refuses a flag that would be lost."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer.transform(group)
+    kind = type(optimizer)
     recipe, known = _RECIPES[kind]
     if kind in _WITH_AMSGRAD and group["amsgrad"]:
         recipe, known = amsgrad, _ADAM | _DECOUPLED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from diffopt_explicit._apply import apply_updates
 from diffopt_explicit._from_torch import from_torch
-from diffopt_explicit._gradient import gradient, require_grad
+from diffopt_explicit._gradient import require_grad
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._places import places
+from diffopt_explicit._step import GradCallback, step
 from diffopt_explicit._transform import Transform
 from diffopt_explicit._trees import detach
 
@@ -99,7 +99,7 @@ class InnerOptimizer:
         *,
         first_order: bool = False,
         override: Mapping[str, Any] | None = None,
-        grad_callback: Callable[[dict[str, Tensor | None]], dict[str, Tensor | None]] | None = None,
+        grad_callback: GradCallback | None = None,
     ) -> None:
         """Move the fast weights down the gradient of `loss`, as part of the graph.
 
@@ -114,13 +114,13 @@ class InnerOptimizer:
             ValueError: If the loss is not a 0-d tensor, depends on no fast weight, or has lost its
                 graph. The weights and the state are then as before.
         """
-        before = self._fmodule.params
-        tx = overridden(self.tx, **override) if override else self.tx
-        grads = gradient(loss, before, create_graph=self._track and not first_order)
         with torch.set_grad_enabled(self._track):
-            grads = grad_callback(grads) if grad_callback else grads
-            updates, state = tx.update(grads, self.state, before)
-            after = apply_updates(before, updates)
+            after, state = step(
+                *(loss, self.tx, self.state, self._fmodule.params),
+                create_graph=self._track and not first_order,
+                override=override,
+                grad_callback=grad_callback,
+            )
         if not self._track:
             after, state = detach(after), detach(state)
         self._fmodule.params, self.state = require_grad(after), state

@@ -122,7 +122,7 @@ class Optimizer(torch.optim.Optimizer):
             for name in self._names:
                 group.setdefault(name, self.defaults[name])
 
-    def _transform(self, group: dict[str, Any]) -> Transform:
+    def transform(self, group: dict[str, Any]) -> Transform:
         """The transform with the hyperparameters of a group."""
         return self._build(**{name: group.get(name, self.defaults[name]) for name in self._names})
 
@@ -142,7 +142,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"`{name}` of group {index} requires grad, which steps in place cannot give. "
                     "Use `MetaOptimizer`, `inner_loop` or `unroll` to learn it, or detach it."
                 )
-        self._transform(group)
+        self.transform(group)
 
     def _plan(self, index: int) -> Callable[[], None]:
         """What a step of a group will write."""
@@ -151,7 +151,7 @@ class Optimizer(torch.optim.Optimizer):
         grads = [_gradient(param, f"{i} of group {index}") for i, param in enumerate(params)]
         if all(grad is None for grad in grads):
             return lambda: None
-        tx = self._transform(group)
+        tx = self.transform(group)
         form = self._ready(index, tx)
         rows = [self.state.get(param, {}) for param in params]
         state = form.state(rows, group["shared"], params)
@@ -191,7 +191,7 @@ class Optimizer(torch.optim.Optimizer):
                     f"{type(self).__name__} does not do. Load it into an optimizer that does."
                 )
         params = self.param_groups[index]["params"]
-        _, fresh, _ = start(self._transform(saved), params)
+        _, fresh, _ = start(self.transform(saved), params)
         rows = {}
         for position, (param, key) in enumerate(zip(params, saved["params"], strict=False)):
             where = f"parameter {position} of group {index}"

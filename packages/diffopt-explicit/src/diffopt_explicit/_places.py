@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, cast
 
 from torch import Tensor, nn
+
+Kind: TypeAlias = Literal["_parameters", "_buffers"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,20 @@ class Place:
     owner: nn.Module
     attribute: str
 
+    def read(self, kind: Kind) -> Tensor:
+        """The tensor that stands there now."""
+        return getattr(self.owner, kind)[self.attribute]
 
-def places(
-    module: nn.Module, kind: Literal["_parameters", "_buffers"]
-) -> list[tuple[Tensor, list[Place]]]:
+    def write(self, kind: Kind, tensor: Tensor) -> None:
+        """Let another tensor stand there, also one that is no `nn.Parameter`."""
+        getattr(self.owner, kind)[self.attribute] = tensor
+        # Recurrent layers list their weights a second time, for cuDNN.
+        if isinstance(self.owner, nn.RNNBase) and self.attribute in self.owner._flat_weights_names:
+            index = self.owner._flat_weights_names.index(self.attribute)
+            self.owner._flat_weights[index] = cast(nn.Parameter, tensor)
+
+
+def places(module: nn.Module, kind: Kind) -> list[tuple[Tensor, list[Place]]]:
     """Each tensor of a module with all the places where it stands, which are tied.
 
     A submodule that occurs under several names counts once: through

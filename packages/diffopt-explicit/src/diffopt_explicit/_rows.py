@@ -27,7 +27,7 @@ from diffopt_explicit._trace import Trace
 from diffopt_explicit._transform import Transform
 
 Row: TypeAlias = dict[str, Any]
-Params: TypeAlias = list[Tensor] | dict[str, Tensor]
+Params: TypeAlias = list[Tensor] | dict[str, Tensor | None]
 
 _SLOTS: dict[type, tuple[str, ...]] = {
     ScaleByAdam: ("exp_avg", "exp_avg_sq"),

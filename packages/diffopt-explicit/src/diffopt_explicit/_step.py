@@ -1,0 +1,35 @@
+"""One step of an inner loop, differentiable as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from diffopt_explicit._apply import apply_updates
+from diffopt_explicit._gradient import gradient
+from diffopt_explicit._override import override as overridden
+from diffopt_explicit._transform import Transform, Tree
+
+GradCallback: TypeAlias = Callable[[Tree], Tree]
+
+
+def step(
+    loss: Tensor,
+    tx: Transform,
+    state: Any,
+    params: Tree,
+    *,
+    create_graph: bool,
+    override: Mapping[str, Any] | None,
+    grad_callback: GradCallback | None,
+) -> tuple[Tree, Any]:
+    """Return the parameters and the state after a step down the gradient of `loss`."""
+    if override:
+        tx = overridden(tx, **override)
+    grads = gradient(loss, params, create_graph=create_graph)
+    if grad_callback is not None:
+        grads = grad_callback(grads)
+    updates, state = tx.update(grads, state, params)
+    return apply_updates(params, updates), state
