@@ -1,8 +1,12 @@
 import copy
+import gc
+import inspect
+import weakref
 
+import diffopt_explicit as ours
 import pytest
 import torch
-from diffopt_explicit import MetaAdam, MetaAdamW, MetaOptimizer, MetaSGD, inner_loop, sgd
+from diffopt_explicit import MetaAdam, MetaOptimizer, MetaSGD, inner_loop, sgd
 from torch import nn
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -14,19 +18,20 @@ def tied() -> nn.Sequential:
     return nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), layer)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reference", "flags"),
-    [
-        (MetaSGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-        (MetaAdam, torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.1}),
-        (MetaAdamW, torch.optim.AdamW, {"lr": 0.1}),
-    ],
-)
-def test_steps_and_meta_gradients_equal_those_of_the_functional_inner_loop(kind, reference, flags):
+NAMES = [
+    *("SGD", "Adam", "AdamW", "AMSGrad", "Adamax", "NAdam", "RAdam"),
+    *("RMSProp", "Adagrad", "Adadelta", "Rprop", "Lion"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_and_meta_gradients_equal_those_of_the_functional_inner_loop(name):
+    recipe, kind = getattr(ours, name.lower()), getattr(ours, f"Meta{name}")
+    flags = {"lr": 0.1} if name == "Rprop" else {"lr": 0.1, "weight_decay": 0.1}
     module = tied().double()
     x = X.double()
     initial = list(module.parameters())
-    with inner_loop(module, reference(module.parameters(), **flags)) as (fmodule, opt):
+    with inner_loop(module, recipe(**flags)) as (fmodule, opt):
         for _ in range(3):
             opt.step(fmodule(x).square().mean())
         expected = torch.autograd.grad(fmodule(x).sum(), initial)
@@ -35,8 +40,9 @@ def test_steps_and_meta_gradients_equal_those_of_the_functional_inner_loop(kind,
         optimizer.step(module(x).square().mean())
     actual = torch.autograd.grad(module(x).sum(), initial)
 
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+    assert kind.recipe is recipe
+    for grad, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-12, atol=1e-14)
 
 
 def test_tied_weights_stay_tied():
@@ -96,3 +102,81 @@ def test_a_failed_step_changes_nothing():
 def test_a_module_without_trainable_parameters_is_refused():
     with pytest.raises(ValueError, match="no parameter that requires grad"):
         MetaSGD(nn.Tanh())
+
+
+def test_the_signature_is_that_of_the_recipe():
+    names = list(inspect.signature(ours.MetaAdamW).parameters)
+
+    assert names == ["module", *inspect.signature(ours.adamw).parameters]
+
+
+def test_the_block_gives_the_module_back_whatever_happens():
+    module = nn.LSTM(4, 4)
+    params = list(module.parameters())
+
+    def failing():
+        with MetaSGD(module, lr=0.1) as optimizer:
+            optimizer.step(module(X)[0].sum())
+            module(X)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+
+    assert all(a is b for a, b in zip(params, module.parameters(), strict=True))
+    assert all(a is b for a, b in zip(params, module._flat_weights, strict=True))
+
+
+def test_finished_inner_loops_are_forgotten():
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    optimizer, dead = MetaAdam(module, lr=0.1), []
+    gc.collect()
+    gc.disable()  # what is freed is freed by itself, not by the collector of cycles
+    try:
+        for _ in range(3):
+            with optimizer:
+                for _ in range(2):
+                    optimizer.step(module(X).square().mean())
+                    dead.extend(weakref.ref(param) for param in module.parameters())
+                module(X).sum().backward()
+        assert [ref() for ref in dead] == [None] * len(dead)
+    finally:
+        gc.enable()
+
+
+def test_the_options_of_a_step_are_those_of_the_inner_loop():
+    module = nn.Linear(1, 1, bias=False)
+    weight, rate = module.weight, torch.tensor(0.5, requires_grad=True)
+    MetaSGD(module, lr=0.1).step(
+        module(torch.ones(1, 1)).square().sum(),
+        first_order=True,
+        override={"lr": rate},
+        grad_callback=lambda grads: {name: 3 * grad for name, grad in grads.items()},
+    )
+    module.weight.sum().backward()
+
+    assert weight.grad.item() == 1.0
+    assert rate.grad.item() == -6 * weight.item()
+
+
+def test_a_loss_that_has_lost_its_graph_is_refused():
+    module = nn.Linear(2, 1)
+    optimizer = MetaSGD(module, lr=0.1)
+    loss = module(torch.ones(1, 2)).square().sum()
+    loss.backward()
+    weight = module.weight
+    with pytest.raises(ValueError, match="The graph of the loss is gone"):
+        optimizer.step(loss)
+
+    assert module.weight is weight
+
+
+def test_steps_go_on_after_the_graph_of_earlier_ones_was_freed():
+    module = nn.Linear(2, 1)
+    optimizer = MetaSGD(module, lr=0.1)
+    optimizer.step(module(torch.ones(1, 2)).square().sum())
+    module(torch.ones(1, 2)).square().sum().backward()
+    ours.stop_gradient(module)
+    optimizer.step(module(torch.ones(1, 2)).square().sum())
+
+    module(torch.ones(1, 2)).square().sum().backward()

@@ -20,6 +20,9 @@ from diffopt_explicit._clip import ClipByGlobalNorm as ClipByGlobalNorm
 from diffopt_explicit._clip import adaptive_clip as adaptive_clip
 from diffopt_explicit._clip import clip as clip
 from diffopt_explicit._clip import clip_by_global_norm as clip_by_global_norm
+from diffopt_explicit._cut import module_clone as module_clone
+from diffopt_explicit._cut import module_detach_ as module_detach_
+from diffopt_explicit._cut import stop_gradient as stop_gradient
 from diffopt_explicit._decay import AddDecayedWeights as AddDecayedWeights
 from diffopt_explicit._decay import add_decayed_weights as add_decayed_weights
 from diffopt_explicit._finite import ApplyIfFinite as ApplyIfFinite
@@ -144,6 +147,9 @@ from diffopt_explicit._squares import ScaleByRMS as ScaleByRMS
 from diffopt_explicit._squares import scale_by_adadelta as scale_by_adadelta
 from diffopt_explicit._squares import scale_by_adagrad as scale_by_adagrad
 from diffopt_explicit._squares import scale_by_rms as scale_by_rms
+from diffopt_explicit._state_dict import ModuleState as ModuleState
+from diffopt_explicit._state_dict import extract_state_dict as extract_state_dict
+from diffopt_explicit._state_dict import recover_state_dict as recover_state_dict
 from diffopt_explicit._stepwise import StepState as StepState
 from diffopt_explicit._stepwise import Stepwise as Stepwise
 from diffopt_explicit._trace import Trace as Trace

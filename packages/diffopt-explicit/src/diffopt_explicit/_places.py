@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -51,3 +52,17 @@ def places(module: nn.Module, kind: Kind) -> list[tuple[Tensor, list[Place]]]:
                 _, at = found.setdefault(id(tensor), (tensor, []))
                 at.append(Place(name, owner, attribute))
     return list(found.values())
+
+
+def tensors(
+    module: nn.Module, kind: Kind, replicate: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> dict[str, Tensor]:
+    """The tensors of a module by their first names."""
+    return {at[0].name: replicate(tensor) for tensor, at in places(module, kind)}
+
+
+def put(module: nn.Module, kind: Kind, tensors: Mapping[str, Tensor]) -> None:
+    """Replace the tensors of a module, everywhere they stand, by those of their first names."""
+    for _, at in places(module, kind):
+        for here in at:
+            here.write(kind, tensors[at[0].name])
