@@ -7,6 +7,8 @@ from diffopt_explicit._accumulate import AccumulateState as AccumulateState
 from diffopt_explicit._accumulate import accumulate as accumulate
 from diffopt_explicit._adafactor import ScaleByAdafactor as ScaleByAdafactor
 from diffopt_explicit._adafactor import scale_by_adafactor as scale_by_adafactor
+from diffopt_explicit import maml as maml
+from diffopt_explicit import tasks as tasks
 from diffopt_explicit._apply import apply_updates as apply_updates
 from diffopt_explicit._averaged import ScaleByASGD as ScaleByASGD
 from diffopt_explicit._averaged import scale_by_asgd as scale_by_asgd

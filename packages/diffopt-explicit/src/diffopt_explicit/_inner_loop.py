@@ -13,7 +13,7 @@ from torch.func import functional_call
 from diffopt_explicit._from_torch import from_torch
 from diffopt_explicit._gradient import require_grad
 from diffopt_explicit._override import override as overridden
-from diffopt_explicit._places import places
+from diffopt_explicit._places import places, tensors
 from diffopt_explicit._step import GradCallback, step
 from diffopt_explicit._transform import Transform
 from diffopt_explicit._trees import detach
@@ -182,8 +182,23 @@ def inner_loop(
     Source: the idiom is that of Grefenstette et al., *Generalized inner loop
     meta-learning*, 2019.
     """
-    parameters = places(module, "_parameters")
-    trainable = {at[0].name: param for param, at in parameters if param.requires_grad}
+    yield fast_weights(
+        module, tx, detach_initial=detach_initial, track=track, override=override or {}
+    )
+
+
+def fast_weights(
+    module: nn.Module,
+    tx: Transform | torch.optim.Optimizer,
+    *,
+    detach_initial: bool,
+    track: bool,
+    override: Mapping[str, Any],
+) -> tuple[FunctionalModule, InnerOptimizer]:
+    """A module with fast weights, and the optimizer of those."""
+    trainable = {
+        name: param for name, param in tensors(module, "_parameters").items() if param.requires_grad
+    }
     if not trainable:
         raise ValueError("The module has no parameter that requires grad, so nothing can adapt.")
     if isinstance(tx, torch.optim.Optimizer):
@@ -192,4 +207,4 @@ def inner_loop(
         tx = overridden(tx, **override)
     start = trainable if track and not detach_initial else require_grad(detach(trainable))
     fmodule = FunctionalModule(module, start, track=track)
-    yield fmodule, InnerOptimizer(fmodule, tx, track=track)
+    return fmodule, InnerOptimizer(fmodule, tx, track=track)
