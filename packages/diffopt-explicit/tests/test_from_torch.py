@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from diffopt_explicit import SGD, from_torch, inner_loop, linear
+from diffopt_explicit import SGD, from_torch, inner_loop, linear, muon
 from pytree_core import tree_all, tree_map
 from torch import nn
 
@@ -13,18 +13,32 @@ def lift(kind, module=None, **flags):
 
 
 def test_an_unsupported_flag_is_refused_by_name():
-    message = r"`decoupled_weight_decay=True` of torch\.optim\.Adam is not supported"
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters())
+    optimizer.param_groups[0]["lookahead"] = True
+    message = r"`lookahead=True` of torch\.optim\.Adam is not supported"
     with pytest.raises(ValueError, match=message):
-        lift(torch.optim.Adam, decoupled_weight_decay=True)
+        from_torch(optimizer, dict(module.named_parameters()))
 
 
 def test_flags_of_implementation_are_ignored():
     assert lift(torch.optim.SGD, foreach=True) == lift(torch.optim.SGD)
 
 
+def test_muon_is_taken_with_its_settings_and_momentum():
+    module = nn.Linear(2, 2, bias=False)
+    optimizer = torch.optim.Muon(module.parameters(), lr=0.1, momentum=0.8)
+    assert from_torch(optimizer, {"weight": module.weight}).transforms[0] == muon(0.1, momentum=0.8)
+    run(module, optimizer, 2)
+    state = from_torch(optimizer, {"weight": module.weight}).init({"weight": module.weight})
+
+    buffer = optimizer.state[module.weight]["momentum_buffer"]
+    assert torch.equal(state[0][0].slots[0]["weight"], buffer)
+
+
 def test_another_optimizer_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"counterpart of torch.optim.asgd.ASGD"):
-        lift(torch.optim.ASGD)
+    with pytest.raises(TypeError, match=r"counterpart of torch.optim.lbfgs.LBFGS"):
+        lift(torch.optim.LBFGS)
 
 
 def run(module, optimizer, steps):

@@ -23,6 +23,7 @@ GRID = [
     (torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.05, "maximize": True}),
     (torch.optim.AdamW, {"lr": 0.1}),
     (torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.3, "maximize": True}),
+    (torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.3, "decoupled_weight_decay": True}),
     (torch.optim.Adam, {"lr": 0.1, "amsgrad": True, "betas": (0.5, 0.5)}),
     (torch.optim.AdamW, {"lr": 0.1, "amsgrad": True, "betas": (0.5, 0.5), "weight_decay": 0.1}),
     (torch.optim.Adamax, {"lr": 0.1, "betas": (0.5, 0.5), "weight_decay": 0.05}),
@@ -37,6 +38,8 @@ GRID = [
     (torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1, "maximize": True}),
     (torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "weight_decay": 0.05}),
     (torch.optim.Rprop, {"lr": 0.1, "etas": (0.4, 1.3), "step_sizes": (0.05, 0.12)}),
+    (torch.optim.ASGD, {"lr": 0.1, "lambd": 0.1, "t0": 2, "weight_decay": 0.05}),
+    (torch.optim.Adafactor, {"lr": 0.1, "weight_decay": 0.05}),
 ]
 
 

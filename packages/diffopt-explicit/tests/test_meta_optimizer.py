@@ -20,7 +20,7 @@ def tied() -> nn.Sequential:
 
 NAMES = [
     *("SGD", "Adam", "AdamW", "AMSGrad", "Adamax", "NAdam", "RAdam"),
-    *("RMSProp", "Adagrad", "Adadelta", "Rprop", "Lion"),
+    *("RMSProp", "Adagrad", "Adadelta", "Rprop", "Lion", "ASGD", "Adafactor", "LAMB", "LARS"),
 ]
 
 

@@ -38,6 +38,10 @@ GRID = [
     (ours.Adadelta, torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "weight_decay": 0.05}),
     (ours.Rprop, torch.optim.Rprop, {"lr": 0.1, "etas": (0.4, 1.3), "step_sizes": (0.05, 0.12)}),
 ]
+ONE_WAY = [  # whose states torch.optim has in another form
+    (ours.ASGD, torch.optim.ASGD, {"lr": 0.1, "lambd": 0.1, "t0": 2, "weight_decay": 0.05}),
+    (ours.Adafactor, torch.optim.Adafactor, {"lr": 0.1, "weight_decay": 0.05}),
+]
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
 
 
@@ -82,7 +86,7 @@ def assert_same(module: nn.Module, other: nn.Module) -> None:
         torch.testing.assert_close(param, expected, rtol=0, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "theirs", "flags"), GRID)
+@pytest.mark.parametrize(("kind", "theirs", "flags"), GRID + ONE_WAY)
 def test_steps_equal_those_of_torch_optim_in_every_group(kind, theirs, flags, path):
     module, reference = network(), network()
     optimizer = kind(groups(module), **flags)
@@ -135,8 +139,10 @@ def test_rules_with_a_kernel_are_written_over_in_place(name, generic, monkeypatc
     assert calls[0] is not None
 
 
-@pytest.mark.parametrize("theirs_first", [True, False])
-@pytest.mark.parametrize(("kind", "theirs", "flags"), GRID)
+@pytest.mark.parametrize(
+    ("kind", "theirs", "flags", "theirs_first"),
+    [(*row, first) for row in GRID for first in (True, False)] + [(*row, True) for row in ONE_WAY],
+)
 def test_either_goes_on_from_the_state_of_the_other(kind, theirs, flags, theirs_first):
     def of(module, is_ours):
         flags_of = (kind, flags) if is_ours else (theirs, torch_flags(theirs, kind, flags))

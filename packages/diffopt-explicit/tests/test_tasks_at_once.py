@@ -9,8 +9,9 @@ from torch.func import functional_call, grad, vmap
 
 RECIPES = [
     *("sgd", "adam", "adamw", "amsgrad", "adamax", "nadam", "radam"),
-    *("rmsprop", "adagrad", "adadelta", "rprop", "lion"),
+    *("rmsprop", "adagrad", "adadelta", "rprop", "lion", "asgd"),
 ]
+NORMED = ["adafactor", "lamb", "lars"]  # which look at a parameter as a whole
 torch.manual_seed(0)
 MODULE = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
 START = {name: param.detach() for name, param in MODULE.named_parameters()}
@@ -37,7 +38,7 @@ def assert_same(stacked, one_by_one):
 
 
 @pytest.mark.parametrize("clipped", [False, True])
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES + NORMED)
 def test_whole_loops_by_vmap_equal_the_loop_over_tasks(recipe, clipped, path):
     tx = getattr(ours, recipe)(lr=0.05)
     adapt = adapting_with(chain(clip_by_global_norm(0.1), tx) if clipped else tx)
@@ -46,7 +47,7 @@ def test_whole_loops_by_vmap_equal_the_loop_over_tasks(recipe, clipped, path):
     assert_same(ends, [adapt(START, task) for task in each()])
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES + NORMED)
 def test_meta_gradients_by_vmap_equal_the_loop_over_tasks(recipe):
     adapt = adapting_with(getattr(ours, recipe)(lr=0.05))
 
@@ -66,7 +67,7 @@ def test_meta_gradients_by_vmap_equal_the_loop_over_tasks(recipe):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_update_of_the_stack_equals_the_loop_over_tasks(recipe, path):
-    """Every rule works element by element, so that stacked parameters take the fused step."""
+    """These rules work element by element, so that stacked parameters take the fused step."""
     tx = getattr(ours, recipe)(lr=0.05)
     stack = {name: param.expand(5, *param.shape) for name, param in START.items()}
     ends = unroll(lambda p: vmap(loss)(p, TASKS).sum(), tx, stack, steps=3).params

@@ -18,12 +18,14 @@ from diffopt_explicit._recipes import (
     adamax,
     adamw,
     amsgrad,
+    asgd,
     nadam,
     radam,
     rmsprop,
     rprop,
     sgd,
 )
+from diffopt_explicit._recipes_large import adafactor, muon
 from diffopt_explicit._rows import loaded, resumed, start
 from diffopt_explicit._transform import Transform, Tree
 
@@ -51,8 +53,18 @@ _RECIPES: dict[_Kind, tuple[Callable[..., Transform], set[str]]] = {
     ),
     torch.optim.Adadelta: (adadelta, {"lr", "rho", "eps", "weight_decay", "maximize"}),
     torch.optim.Rprop: (rprop, {"lr", "etas", "step_sizes", "maximize"}),
+    torch.optim.ASGD: (asgd, {"lr", "lambd", "alpha", "t0", "weight_decay", "maximize"}),
+    torch.optim.Adafactor: (
+        adafactor,
+        {"lr", "beta2_decay", "eps", "d", "weight_decay", "maximize"},
+    ),
+    torch.optim.Muon: (
+        muon,
+        {"lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps"}
+        | {"adjust_lr_fn"},
+    ),
 }
-_WITH_AMSGRAD = {torch.optim.Adam, torch.optim.AdamW}
+_WITH_FLAGS = {torch.optim.Adam, torch.optim.AdamW}
 _WITHOUT_EFFECT = {"params", "initial_lr", "foreach", "fused", "capturable", "differentiable"}
 
 
@@ -64,7 +76,8 @@ def from_torch(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -
 
     Args:
         optimizer: One of ``torch.optim`` (SGD, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop,
-            Adagrad, Adadelta, Rprop) with any parameter groups, or an `Optimizer`.
+            Adagrad, Adadelta, Rprop, ASGD, Adafactor, Muon) with any parameter groups, or an
+            `Optimizer`.
         params: The parameters by name. Those that are in no group are left as they are.
 
     Raises:
@@ -151,10 +164,13 @@ def _transform(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Trans
         return optimizer.transform(group)
     kind = type(optimizer)
     recipe, known = _RECIPES[kind]
-    if kind in _WITH_AMSGRAD and group["amsgrad"]:
-        recipe, known = amsgrad, _ADAM | _DECOUPLED
-    implied = {"amsgrad": recipe is amsgrad, "decoupled_weight_decay": kind is torch.optim.AdamW}
+    implied: set[str] = set()
+    if kind in _WITH_FLAGS:
+        recipe = adamw if group["decoupled_weight_decay"] else adam
+        implied = {"amsgrad", "decoupled_weight_decay"}
+        if group["amsgrad"]:
+            recipe, known = amsgrad, _ADAM | _DECOUPLED
     for flag, value in group.items():
-        if value and flag not in known | _WITHOUT_EFFECT and not implied.get(flag):
+        if value and flag not in known | _WITHOUT_EFFECT | implied:
             raise ValueError(f"`{flag}={value!r}` of torch.optim.{kind.__name__} is not supported.")
     return recipe(**{name: group[name] for name in known})

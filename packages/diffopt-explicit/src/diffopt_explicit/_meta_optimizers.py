@@ -15,13 +15,14 @@ from diffopt_explicit._recipes import (
     adamax,
     adamw,
     amsgrad,
-    lion,
+    asgd,
     nadam,
     radam,
     rmsprop,
     rprop,
     sgd,
 )
+from diffopt_explicit._recipes_large import adafactor, lamb, lars, lion, muon
 
 
 class NamedMetaOptimizer(Named, MetaOptimizer):
@@ -83,3 +84,23 @@ class MetaRprop(NamedMetaOptimizer, recipe=rprop):
 
 class MetaLion(NamedMetaOptimizer, recipe=lion):
     """`MetaOptimizer` with `lion`: same arguments, same defaults."""
+
+
+class MetaASGD(NamedMetaOptimizer, recipe=asgd):
+    """`MetaOptimizer` with `asgd`: same arguments, same defaults."""
+
+
+class MetaAdafactor(NamedMetaOptimizer, recipe=adafactor):
+    """`MetaOptimizer` with `adafactor`: same arguments, same defaults."""
+
+
+class MetaMuon(NamedMetaOptimizer, recipe=muon):
+    """`MetaOptimizer` with `muon`: same arguments, same defaults."""
+
+
+class MetaLAMB(NamedMetaOptimizer, recipe=lamb):
+    """`MetaOptimizer` with `lamb`: same arguments, same defaults."""
+
+
+class MetaLARS(NamedMetaOptimizer, recipe=lars):
+    """`MetaOptimizer` with `lars`: same arguments, same defaults."""

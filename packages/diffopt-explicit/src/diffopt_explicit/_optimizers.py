@@ -14,13 +14,14 @@ from diffopt_explicit._recipes import (
     adamax,
     adamw,
     amsgrad,
-    lion,
+    asgd,
     nadam,
     radam,
     rmsprop,
     rprop,
     sgd,
 )
+from diffopt_explicit._recipes_large import adafactor, lamb, lars, lion, muon
 from diffopt_explicit._transform import Transform
 
 # Flags of torch.optim that a recipe has no argument for. They stand in the groups, so that a state
@@ -97,3 +98,23 @@ class Rprop(NamedOptimizer, recipe=rprop):
 
 class Lion(NamedOptimizer, recipe=lion):
     """`lion` in place; see `Optimizer`."""
+
+
+class ASGD(NamedOptimizer, recipe=asgd):
+    """`asgd` in place, in the manner of ``torch.optim.ASGD``; see `Optimizer`."""
+
+
+class Adafactor(NamedOptimizer, recipe=adafactor):
+    """`adafactor` in place, in the manner of ``torch.optim.Adafactor``; see `Optimizer`."""
+
+
+class Muon(NamedOptimizer, recipe=muon):
+    """`muon` in place, in the manner of ``torch.optim.Muon``; see `Optimizer`."""
+
+
+class LAMB(NamedOptimizer, recipe=lamb):
+    """`lamb` in place; see `Optimizer`."""
+
+
+class LARS(NamedOptimizer, recipe=lars):
+    """`lars` in place; see `Optimizer`."""

@@ -10,6 +10,8 @@ import torch
 from pytree_core import TreeSpec, tree_flatten_with_path, tree_unflatten
 from torch import Tensor
 
+from diffopt_explicit._adafactor import ScaleByAdafactor
+from diffopt_explicit._averaged import ScaleByASGD
 from diffopt_explicit._chain import Chain
 from diffopt_explicit._clip import AdaptiveClip, Clip, ClipByGlobalNorm
 from diffopt_explicit._decay import AddDecayedWeights
@@ -20,11 +22,13 @@ from diffopt_explicit._moments import (
     ScaleByNAdam,
     ScaleByRAdam,
 )
+from diffopt_explicit._muon import ScaleByMuon
 from diffopt_explicit._scale import Scale, ScaleByLearningRate
 from diffopt_explicit._signs import ScaleByLion, ScaleByRprop
 from diffopt_explicit._squares import ScaleByAdadelta, ScaleByAdagrad, ScaleByRMS
 from diffopt_explicit._trace import Trace
 from diffopt_explicit._transform import Transform
+from diffopt_explicit._trust import ScaleByLARS, ScaleByTrustRatio
 
 Row: TypeAlias = dict[str, Any]
 Params: TypeAlias = list[Tensor] | dict[str, Tensor | None]
@@ -40,7 +44,15 @@ _SLOTS: dict[type, tuple[str, ...]] = {
     ScaleByAdadelta: ("square_avg", "acc_delta"),
     ScaleByLion: ("exp_avg",),
     ScaleByRprop: ("prev", "step_size"),
+    ScaleByASGD: ("ax",),
+    ScaleByAdafactor: ("row_var", "col_var"),
+    ScaleByMuon: ("momentum_buffer",),
+    ScaleByTrustRatio: (),
+    ScaleByLARS: (),
 }
+# What torch.optim keeps although it follows from the rest, and what it calls otherwise: Adafactor's
+# moments of vectors, beside which ours are nothing.
+_REDUNDANT, _ALIASES, _NOTHING = {"eta", "mu"}, {"variance": "row_var"}, {"col_var"}
 _FIELDS = {"counts": "step", "trace": "momentum_buffer"}
 # None of these drops an update, so in a chain of them all counts are the same.
 _KNOWN = {
@@ -143,9 +155,14 @@ def loaded(row: Mapping[str, Any], fresh: Row, where: str) -> Row:
     Raises:
         ValueError: If it is not of the same kind of optimizer, or of another shape.
     """
-    own = {name: value for name, value in row.items() if value is not None}
+    own = {
+        _ALIASES.get(name, name): value
+        for name, value in row.items()
+        if value is not None and name not in _REDUNDANT
+    }
     if not own:
         return {}
+    own = {**{name: fresh[name] for name in _NOTHING & fresh.keys()}, **own}
     if own.keys() - {"step"} != fresh.keys() - {"step"}:
         raise ValueError(
             f"The state of {where} has {sorted(own)}, but the optimizer remembers {sorted(fresh)}. "
