@@ -2,13 +2,11 @@
 
 from importlib.metadata import version
 
+from diffopt_explicit import maml as maml
+from diffopt_explicit import tasks as tasks
 from diffopt_explicit._accumulate import Accumulate as Accumulate
 from diffopt_explicit._accumulate import AccumulateState as AccumulateState
 from diffopt_explicit._accumulate import accumulate as accumulate
-from diffopt_explicit._adafactor import ScaleByAdafactor as ScaleByAdafactor
-from diffopt_explicit._adafactor import scale_by_adafactor as scale_by_adafactor
-from diffopt_explicit import maml as maml
-from diffopt_explicit import tasks as tasks
 from diffopt_explicit._adafactor import ScaleByAdafactor as ScaleByAdafactor
 from diffopt_explicit._adafactor import scale_by_adafactor as scale_by_adafactor
 from diffopt_explicit._apply import apply_updates as apply_updates
@@ -36,9 +34,9 @@ from diffopt_explicit._finite import apply_if_finite as apply_if_finite
 from diffopt_explicit._finite import nan_to_num as nan_to_num
 from diffopt_explicit._finite import zero_nans as zero_nans
 from diffopt_explicit._from_torch import from_torch as from_torch
+from diffopt_explicit._func_optimizer import FuncOptimizer as FuncOptimizer
 from diffopt_explicit._hook import RegisterHook as RegisterHook
 from diffopt_explicit._hook import register_hook as register_hook
-from diffopt_explicit._func_optimizer import FuncOptimizer as FuncOptimizer
 from diffopt_explicit._hyperparameter import Hyperparameter as Hyperparameter
 from diffopt_explicit._inject import Inject as Inject
 from diffopt_explicit._inject import InjectState as InjectState
