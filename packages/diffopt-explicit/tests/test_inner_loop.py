@@ -255,6 +255,17 @@ def test_untracked_steps_are_the_same_and_keep_no_graph():
     assert not opt.state[0].slots[0]["weight"].requires_grad
 
 
+def test_the_inner_gradient_is_that_of_the_fast_weights_alone():
+    """As a loss with the start in it, by distance or else, asks for: here ``w * start``."""
+    module = nn.Linear(1, 1, bias=False)
+    with inner_loop(module, sgd(lr=0.25)) as (fmodule, opt):
+        opt.step((fmodule.params["weight"] * module.weight).sum())
+        end = fmodule.params["weight"]
+
+    assert end.item() == 0.75 * module.weight.item()
+    assert torch.autograd.grad(end.sum(), module.weight) == (0.75,)
+
+
 def test_first_order_steps_leave_out_second_derivatives():
     module = nn.Linear(1, 1, bias=False)
     with inner_loop(module, sgd(lr=0.25)) as (fmodule, opt):
@@ -349,7 +360,7 @@ def test_the_weights_of_every_time_are_kept():
             opt.step(fmodule(x).square().mean())
 
         assert all(next(fmodule.parameters(time=t)) is seen[t] for t in range(3))
-        assert next(fmodule.parameters(time=0)) is module.weight
+        assert torch.equal(next(fmodule.parameters(time=0)), module.weight)
         assert next(fmodule.parameters(time=3)) is next(fmodule.parameters())
         with pytest.raises(IndexError, match=r"no fast weights of time 4: .* times 0 to 3"):
             fmodule.parameters(time=4)
@@ -390,7 +401,7 @@ def test_a_callback_changes_the_gradients_as_part_of_the_graph():
 
     fmodule.params["weight"].sum().backward()
     assert scale.grad.item() == -1.5
-    assert fmodule.params["bias"] is module.bias
+    assert torch.equal(fmodule.params["bias"], module.bias)
     assert {name: grad.item() for name, grad in seen[0].items()} == {"weight": 3.0, "bias": 1.0}
 
 

@@ -220,6 +220,29 @@ def test_any_transform_has_a_state_that_travels():
 
 
 @pytest.mark.parametrize(
+    "tx",
+    [
+        ours.lookahead(ours.sgd(0.1, 0.5), sync_period=2),
+        ours.accumulate(ours.adam(0.1), 2),
+        ours.apply_if_finite(ours.adam(0.1)),
+        ours.inject(ours.adam(), lr=0.1),
+    ],
+    ids=lambda tx: type(tx).__name__,
+)
+def test_wrappers_do_in_place_what_they_do_to_values(tx):
+    start = torch.linspace(1, 2, 4)
+    expected = ours.unroll(lambda w: w.sin().sum(), tx, start, steps=5).params
+    param = start.clone().requires_grad_()
+    optimizer = ours.Optimizer([param], tx)
+    for _ in range(5):
+        optimizer.zero_grad()
+        param.sin().sum().backward()
+        optimizer.step()
+
+    torch.testing.assert_close(param, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
     "schedule",
     [
         lambda opt: lr_scheduler.StepLR(opt, 2, 0.5),

@@ -55,8 +55,6 @@ from diffopt_explicit._lookahead import Lookahead as Lookahead
 from diffopt_explicit._lookahead import LookaheadState as LookaheadState
 from diffopt_explicit._lookahead import ema as ema
 from diffopt_explicit._lookahead import lookahead as lookahead
-from diffopt_explicit._meta_optimizer import MetaAdam as MetaAdam
-from diffopt_explicit._meta_optimizer import MetaAdamW as MetaAdamW
 from diffopt_explicit._meta_optimizer import MetaOptimizer as MetaOptimizer
 from diffopt_explicit._meta_optimizers import MetaAdadelta as MetaAdadelta
 from diffopt_explicit._meta_optimizers import MetaAdafactor as MetaAdafactor

@@ -122,8 +122,8 @@ class InnerOptimizer:
                 grad_callback=grad_callback,
             )
         if not self._track:
-            after, state = detach(after), detach(state)
-        self._fmodule.params, self.state = require_grad(after), state
+            after, state = require_grad(detach(after)), detach(state)
+        self._fmodule.params, self.state = after, state
 
 
 @contextmanager
@@ -205,6 +205,6 @@ def fast_weights(
         tx = from_torch(tx, trainable)
     if override:
         tx = overridden(tx, **override)
-    start = trainable if track and not detach_initial else require_grad(detach(trainable))
-    fmodule = FunctionalModule(module, start, track=track)
+    start = trainable if track and not detach_initial else detach(trainable)
+    fmodule = FunctionalModule(module, require_grad(start), track=track)
     return fmodule, InnerOptimizer(fmodule, tx, track=track)

@@ -127,7 +127,7 @@ def _clone(
 ) -> Clone:
     if not start:
         raise ValueError("There is no parameter that requires grad, so nothing can adapt.")
-    fmodule = FunctionalModule(module, start, track=track)
+    fmodule = FunctionalModule(module, require_grad(start), track=track)
     return Clone(fmodule, InnerOptimizer(fmodule, tx, track=track), first_order)
 
 
@@ -291,7 +291,7 @@ class Reptile(ByTransform):
 
     def clone(self) -> Clone:
         """Return a clone whose steps leave no graph."""
-        return _clone(self.module, require_grad(detach(self._adapting())), self.tx, track=False)
+        return _clone(self.module, detach(self._adapting()), self.tx, track=False)
 
     def accumulate(self, clone: Clone, weight: float = 1.0) -> None:
         """Add the way back from an adapted clone to the gradients of the module's parameters.
