@@ -202,5 +202,10 @@ def make_problem() -> type[Problem]:
 
 
 @pytest.fixture
+def cases() -> list[Case]:
+    return CASES
+
+
+@pytest.fixture
 def adam() -> Case:
     return CASES[0]
