@@ -224,7 +224,7 @@ def test_any_transform_has_a_state_that_travels():
     [
         ours.lookahead(ours.sgd(0.1, 0.5), sync_period=2),
         ours.accumulate(ours.adam(0.1), 2),
-        ours.apply_if_finite(ours.adam(0.1)),
+        ours.apply_if_finite(ours.adam(0.1), 3),
         ours.inject(ours.adam(), lr=0.1),
     ],
     ids=lambda tx: type(tx).__name__,
@@ -235,6 +235,9 @@ def test_wrappers_do_in_place_what_they_do_to_values(tx):
     param = start.clone().requires_grad_()
     optimizer = ours.Optimizer([param], tx)
     for _ in range(5):
+        state = optimizer.state_dict()
+        optimizer = ours.Optimizer([param], tx)
+        optimizer.load_state_dict(pickle.loads(pickle.dumps(state)))
         optimizer.zero_grad()
         param.sin().sum().backward()
         optimizer.step()

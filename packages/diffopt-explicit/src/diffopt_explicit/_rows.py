@@ -88,8 +88,7 @@ class Layout:
                 continue
             values = leaf.values() if isinstance(leaf, Mapping) else leaf
             for row, value in zip(rows, values, strict=True):
-                if value is not None:
-                    row[name] = value
+                row[name] = value
         return rows, shared
 
     def state(self, rows: list[Row], shared: Row, like: Any) -> Any:
@@ -98,7 +97,7 @@ class Layout:
         def leaf(name: str, column: bool) -> Any:
             if not column:
                 return shared[name]
-            values = [row.get(name) for row in rows]
+            values = [row[name] for row in rows]
             return dict(zip(like, values, strict=True)) if isinstance(like, Mapping) else values
 
         return tree_unflatten(self.spec, list(map(leaf, self.names, self.columns)))
@@ -163,7 +162,8 @@ def loaded(row: Mapping[str, Any], fresh: Row, where: str) -> Row:
     if not own:
         return {}
     own = {**{name: fresh[name] for name in _NOTHING & fresh.keys()}, **own}
-    if own.keys() - {"step"} != fresh.keys() - {"step"}:
+    expected = {name for name, value in fresh.items() if value is not None} - {"step"}
+    if not expected <= own.keys() <= fresh.keys() | {"step"}:
         raise ValueError(
             f"The state of {where} has {sorted(own)}, but the optimizer remembers {sorted(fresh)}. "
             "Give what an optimizer of the same kind and with the same flags remembers."
@@ -177,7 +177,7 @@ def loaded(row: Mapping[str, Any], fresh: Row, where: str) -> Row:
 
 def _copied(value: Any, fresh: Any, what: str) -> Any:
     if not isinstance(fresh, Tensor):
-        return value
+        return value.detach().clone() if isinstance(value, Tensor) else value
     if not isinstance(value, Tensor) or value.shape != fresh.shape:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is {value!r}"
         raise ValueError(
