@@ -11,6 +11,7 @@ from diffopt_explicit import (
     apply_updates,
     chain,
     lion,
+    nadam,
     rmsprop,
     scale_by_learning_rate,
     sgd,
@@ -33,6 +34,14 @@ RECIPES = {
     ),
     "decoupled amsgrad": (
         lambda lr, wd: amsgrad(lr, (0.8, 0.5), 1e-2, wd, decoupled_weight_decay=True),
+        (0.1, 0.1),
+    ),
+    "nadam": (
+        lambda lr, b1, b2, *rest: nadam(lr, (b1, b2), *rest),
+        (0.1, 0.8, 0.9, 1e-2, 0.1, 0.3),
+    ),
+    "decoupled nadam": (
+        lambda lr, wd: nadam(lr, weight_decay=wd, decoupled_weight_decay=True, maximize=True),
         (0.1, 0.1),
     ),
     "rmsprop": (rmsprop, (0.05, 0.8, 0.1, 0.1)),

@@ -40,7 +40,7 @@ class ApplyIfFinite:
     """No step where a gradient is not finite; see `apply_if_finite`."""
 
     transform: Transform
-    max_consecutive_errors: int
+    max_consecutive_errors: int = 5
 
     def __post_init__(self) -> None:
         if self.max_consecutive_errors < 0:
@@ -101,7 +101,7 @@ def nan_to_num(
     return NanToNum(nan, posinf, neginf)
 
 
-def apply_if_finite(transform: Transform, max_consecutive_errors: int) -> ApplyIfFinite:
+def apply_if_finite(transform: Transform, max_consecutive_errors: int = 5) -> ApplyIfFinite:
     """Take no step where a gradient is NaN or infinite: updates are 0, and the state stays.
 
     It looks at the values: one synchronization a step on a GPU, a graph break under

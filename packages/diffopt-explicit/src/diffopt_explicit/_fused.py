@@ -10,60 +10,21 @@ fusion does better with the plain operations.
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffopt_explicit._decay import AddDecayedWeights
 from diffopt_explicit._hyperparameter import at_step, is_tree, is_zero
-from diffopt_explicit._moments import ScaleByAdam, ScaleByAMSGrad
+from diffopt_explicit._kernels import KERNELS, MOMENTUM, Kernel
 from diffopt_explicit._parameters import check_alike, required
 from diffopt_explicit._rule import Rule
 from diffopt_explicit._scale import Scale, ScaleByLearningRate
-from diffopt_explicit._signs import ScaleByLion
-from diffopt_explicit._squares import ScaleByAdagrad, ScaleByRMS
 from diffopt_explicit._trace import Trace
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import Present, map_present, wide
-
-
-class Kernel(NamedTuple):
-    """A function of `diffopt_kernels`, and what it can do."""
-
-    step: Callable[..., Any]
-    columns: tuple[str, ...]  # the lists that it updates
-    numbers: tuple[str, ...]  # those fields of the rule that it takes
-    decays: frozenset[str] = frozenset({"coupled"})
-    counted: bool = True  # whether it takes the counts of steps
-
-
-MOMENTUM = "momentum_buffers"  # the one column that is not the rule's own
-KERNELS: dict[type, Kernel] = {}
-
-# A broken installation of the kernels must not pass for none: only their absence is looked for.
-if importlib.util.find_spec("diffopt_kernels"):
-    import diffopt_kernels as native
-
-    moments, numbers = ("exp_avgs", "exp_avg_sqs"), ("betas", "eps")
-    both = frozenset({"coupled", "decoupled"})
-    KERNELS = {
-        type(None): Kernel(native.sgd_step, (MOMENTUM,), ()),
-        ScaleByAdam: Kernel(native.adam_step, moments, (*numbers, "eps_root"), both),
-        ScaleByAMSGrad: Kernel(native.amsgrad_step, (*moments, "max_exp_avg_sqs"), numbers, both),
-        ScaleByAdagrad: Kernel(native.adagrad_step, ("state_sums",), ("lr_decay", "eps")),
-        ScaleByRMS: Kernel(
-            native.rmsprop_step,
-            ("square_avgs", "grad_avgs", MOMENTUM),
-            ("alpha", "eps", "centered"),
-            counted=False,
-        ),
-        ScaleByLion: Kernel(
-            native.lion_step, ("exp_avgs",), ("betas",), frozenset({"decoupled"}), counted=False
-        ),
-    }
-
 
 # The parts of a chain that may be fused, in their order.
 ORDER: dict[str, type] = {
@@ -86,29 +47,45 @@ def update(
         return None
     before = dict(zip(parts, states, strict=True))
     columns = _columns(kernel, before)
-    check_alike(updates, params, *columns.values())
+    check_alike(updates, params, *list(columns.values())[:1])
     present = Present(updates)
     counts = [present.pick(state.counts) for state in before.values() if hasattr(state, "counts")]
-    grads = present.pick(updates)
-    steps = [count + 1 for count in counts[0]] if counts else [1] * len(grads)
-    moved, *new = kernel.step(
-        [wide(grad) for grad in grads],
-        **{name: None for name in kernel.columns if name not in columns},
-        **{name: [wide(leaf) for leaf in present.pick(tree)] for name, tree in columns.items()},
+    steps = [count + 1 for count in counts[0]] if counts else [1] * present.count
+    moved, after = _call(
+        kernel,
+        columns,
+        present,
+        updates,
         **({"steps": steps} if kernel.counted else {}),
         **_numbers(kernel, parts, before),
         **_decay(kernel, parts, before, present, params),
         maximize="flip" in parts,
     )
-    new_columns = {
-        name: present.put(columns[name], column)
+    if is_tree(parts["rate"].lr):
+        moved = map_present(lambda u, lr: (lr * u).to(u.dtype), moved, parts["rate"].lr)
+    return moved, _after(before, after, lambda tree: present.put(tree, steps))
+
+
+def _call(
+    kernel: Kernel, columns: dict[str, Tree], present: Present, updates: Tree, **arguments: Any
+) -> tuple[Tree, dict[str, Tree]]:
+    """The kernel's step: trees in, and trees out."""
+    narrow = present.pick(updates)
+    grads = [wide(grad) for grad in narrow]
+    lists = {name: [wide(leaf) for leaf in present.pick(tree)] for name, tree in columns.items()}
+    unused = dict.fromkeys(name for name in kernel.columns if name not in columns)
+    moved, *new = kernel.step(grads, **lists, **unused, **arguments)
+    after = {
+        name: present.put(columns[name], _with_dtypes(column, grads))
         for name, column in zip(kernel.columns, new, strict=True)
         if name in columns
     }
-    updates = present.put(updates, [u.to(g.dtype) for u, g in zip(moved, grads, strict=True)])
-    if is_tree(parts["rate"].lr):
-        updates = map_present(lambda u, lr: (lr * u).to(u.dtype), updates, parts["rate"].lr)
-    return updates, _after(before, new_columns, lambda tree: present.put(tree, steps))
+    return present.put(updates, _with_dtypes(moved, narrow)), after
+
+
+def _with_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
+    pairs = zip(tensors, like, strict=True)
+    return [new if new.dtype is old.dtype else new.to(old.dtype) for new, old in pairs]
 
 
 def _roles(transforms: Sequence[Transform]) -> dict[str, Any] | None:

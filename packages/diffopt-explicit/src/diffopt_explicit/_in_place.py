@@ -28,6 +28,9 @@ def in_place(
     kernel = None if parts is None else _fused.KERNELS.get(type(parts.get("rule")))
     if parts is None or kernel is None or not _fused._does(kernel, parts):
         return None
+    step_ = kernel.step_
+    if step_ is None:
+        return None
     if is_tree(parts["rate"].lr) or any(g is not None and g.dtype not in _FUSED for g in grads):
         return None
     present, before = Present(grads), dict(zip(parts, state, strict=True))
@@ -45,7 +48,7 @@ def in_place(
     }
 
     def write() -> Any:
-        getattr(_fused.native, f"{kernel.step.__name__}_")(grads=present.pick(grads), **arguments)
+        step_(grads=present.pick(grads), **arguments)
         return _fused._after(before, columns, lambda tree: present.put(tree, steps))
 
     return write

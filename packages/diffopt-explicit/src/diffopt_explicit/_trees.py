@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffopt_explicit._transform import Tree
 
+_NARROW = {torch.float16, torch.bfloat16}
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -71,6 +72,7 @@ class Present:
     def __init__(self, updates: Tree) -> None:
         leaves, self._spec = tree_flatten(updates, none_is_leaf=True)
         self._indices = [index for index, leaf in enumerate(leaves) if leaf is not None]
+        self.count = len(self._indices)
 
     def pick(self, tree: Tree) -> list[Any]:
         """Their leaves."""
@@ -92,7 +94,7 @@ def detach(tree: Tree) -> Tree:
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor, in float32 if it was of less precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.to(torch.float32) if tensor.dtype in _NARROW else tensor
 
 
 def place(path: tuple[Any, ...]) -> str:
