@@ -1,11 +1,12 @@
-"""One differentiable optimizer step, forward and backward: fused, composed, TorchOpt's.
+"""One differentiable optimizer step, forward and backward: fused, composed, compiled, TorchOpt's.
 
 The claims: the fused Adam step of diffopt-kernels is several times faster than the same formula in
-torch operations, and than TorchOpt's, where that is installed; the other rules take no longer than
-Adam for a byte that they move. All candidates take the same fresh inputs, their results are
+torch operations, and than TorchOpt's, where that is installed, and no slower than torch.compile
+makes it; large tensors take about as long as a copy of the bytes that are moved; the other rules
+take no longer than Adam for a byte. All candidates take the same fresh inputs, their results are
 compared before anything is timed, and rounds are interleaved. Only ratios mean anything.
 
-    python benchmarks/bench_optimizer_step.py [--quick] [--threads N] [--json FILE]
+    python benchmarks/bench_optimizer_step.py [--quick] [--threads N] [--device D] [--json FILE]
 """
 
 import argparse
@@ -15,7 +16,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +31,7 @@ from diffopt_kernels import (
     amsgrad_step,
     build_info,
     lion_step,
+    nadam_step,
     rmsprop_step,
     sgd_step,
 )
@@ -110,7 +113,8 @@ def torchopt_step(accelerated: bool) -> Step:
 
 def candidates() -> tuple[dict[str, Step], dict[str, str]]:
     """Return what can be timed here, and why the rest cannot."""
-    found: dict[str, Step] = {"fused": fused, "composed": composed}
+    compiled = torch.compile(composed, dynamic=False)
+    found: dict[str, Step] = {"fused": fused, "composed": composed, "compiled": compiled}
     failed = {}
     for name, accelerated in (("TorchOpt", False), ("TorchOpt accelerated", True)):
         try:
@@ -122,7 +126,7 @@ def candidates() -> tuple[dict[str, Step], dict[str, str]]:
 
 def make_inputs(shapes: list[tuple[int, ...]], seed: int) -> tuple[Column, Column, Column]:
     """Return gradients and moments that require grad, as in the middle of an unrolled loop."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     g, m, v = ([torch.randn(s, generator=generator) for s in shapes] for _ in range(3))
     v = [x.abs() + 1e-3 for x in v]
     for x in (*g, *m, *v):
@@ -153,6 +157,23 @@ def compare(name: str, actual: Step, shapes: list[tuple[int, ...]]) -> None:
             raise ArithmeticError(f"{name} is off by {error:.1e}")
 
 
+def on_gpu() -> bool:
+    """Return whether the tensors are made on a GPU."""
+    return torch.get_default_device().type == "cuda"
+
+
+@contextmanager
+def timed(times: list[float], repeats: int = 1) -> Iterator[None]:
+    """Append the seconds that one of some repeats took, until the device had done it."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    yield
+    if on_gpu():
+        torch.cuda.synchronize()
+    times.append((time.perf_counter() - start) / repeats)
+
+
 def measure(
     steps: dict[str, Step], shapes: list[tuple[int, ...]], rounds: int, seconds: float
 ) -> dict[str, float]:
@@ -163,15 +184,14 @@ def measure(
     repeats = {}
     for name, step in steps.items():
         forward_and_backward(step, inputs, weights)  # warm-up
-        start = time.perf_counter()
-        forward_and_backward(step, inputs, weights)
-        repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
+        with timed(trial := []):
+            forward_and_backward(step, inputs, weights)
+        repeats[name] = max(1, round(seconds / trial[0]))
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                forward_and_backward(step, inputs, weights)
-            times[name].append((time.perf_counter() - start) / repeats[name])
+            with timed(times[name], repeats[name]):
+                for _ in range(repeats[name]):
+                    forward_and_backward(step, inputs, weights)
     return {name: 1e6 * statistics.median(values) for name, values in times.items()}
 
 
@@ -180,6 +200,7 @@ def measure(
 RULES: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
     "Adam": (2, lambda g, s: adam_step(g, s[0], s[1], STEP, **NUMBERS)),
     "AMSGrad": (3, lambda g, s: amsgrad_step(g, s[0], s[1], s[2], STEP, **NUMBERS)),
+    "NAdam": (2, lambda g, s: nadam_step(g, s[0], s[1], 0.5, STEP, **NUMBERS)[:3]),
     "SGD": (0, lambda g, s: sgd_step(g, None, STEP, lr=0.1)),
     "SGD, momentum": (1, lambda g, s: sgd_step(g, s[0], STEP, lr=0.1, momentum=0.9)),
     "RMSProp": (1, lambda g, s: rmsprop_step(g, *s, lr=0.1, alpha=0.9, eps=1e-8)),
@@ -192,28 +213,92 @@ RULES: dict[str, tuple[int, Callable[[Any, Any], Any]]] = {
 }
 
 
+def bytes_moved(size: int, states: int) -> int:
+    """Return the bytes of float32 that both passes of a step read and write.
+
+    The forward pass reads gradient and states and writes update and states; the backward pass
+    reads these inputs and the cotangents and writes cotangents.
+    """
+    return 5 * (1 + states) * 4 * size
+
+
 def measure_rules(size: int, rounds: int) -> dict[str, float]:
     """Return each rule's median time, forward and backward, in nanoseconds for a byte it moves.
 
-    The forward pass reads gradient and states and writes update and states; the backward pass
-    reads these inputs and the cotangents and writes cotangents. Beside it, a copy to new memory.
+    Beside it, a copy to new memory.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     arrays = [torch.rand(size, generator=generator).requires_grad_() for _ in range(4)]
     weights = [torch.rand(size, generator=generator) for _ in range(4)]
     times: dict[str, list[float]] = {name: [] for name in ("copy", *RULES)}
     for _ in range(rounds):
         for name, (states, step) in RULES.items():
             inputs, cotangents = arrays[: 1 + states], weights[: 1 + states]
-            start = time.perf_counter()
-            columns = step(inputs[:1], [[x] for x in inputs[1:]])
-            torch.autograd.grad([x for column in columns for x in column], inputs, cotangents)
-            moved = 5 * (1 + states) * 4 * size
-            times[name].append((time.perf_counter() - start) / moved)
-        start = time.perf_counter()
-        copies = [x.detach().clone() for x in arrays]
-        times["copy"].append((time.perf_counter() - start) / (2 * 4 * size * len(copies)))
+            with timed(times[name], bytes_moved(size, states)):
+                columns = step(inputs[:1], [[x] for x in inputs[1:]])
+                torch.autograd.grad([x for column in columns for x in column], inputs, cotangents)
+        with timed(times["copy"], 2 * 4 * size * len(arrays)):
+            copies = [x.detach().clone() for x in arrays]
+        del copies
     return {name: 1e9 * statistics.median(values) for name, values in times.items()}
+
+
+def page_faults() -> int:
+    """Return how often this process has touched memory that it had not been given yet."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        return 0
+    return getrusage(RUSAGE_SELF).ru_minflt
+
+
+def measure_memory(size: int, rounds: int) -> dict[str, float]:
+    """Return the bandwidth that Adam's step reaches, and what fresh memory costs.
+
+    Returns:
+        `GB/s`; `of a copy to fresh memory` and `of a copy to used memory`, the shares of the
+        bandwidths that copies of one tensor reach; `page faults` of a step; `of the time in page
+        faults`, at the cost of one that the two copies tell.
+    """
+    inputs = make_inputs([(size,)], 0)
+    weights = [torch.randn(size) for _ in range(3)]
+    used = torch.empty(size)
+    step, fresh, again = [], [], []
+    faults, faults_of_copy = [], []
+    for _ in range(rounds):
+        before = page_faults()
+        with timed(step):
+            forward_and_backward(fused, inputs, weights)
+        faults.append(page_faults() - before)
+        before = page_faults()
+        with timed(fresh):
+            copy = inputs[0][0].detach().clone()
+        faults_of_copy.append(page_faults() - before)
+        del copy
+        with timed(again), torch.no_grad():
+            used.copy_(inputs[0][0])
+    seconds, to_fresh, to_used = (statistics.median(x) for x in (step, fresh, again))
+    cost = (to_fresh - to_used) / max(statistics.median(faults_of_copy), 1)
+    moved, copied = bytes_moved(size, 2), 2 * 4 * size
+    return {
+        "GB/s": moved / seconds / 1e9,
+        "of a copy to fresh memory": moved / seconds / (copied / to_fresh),
+        "of a copy to used memory": moved / seconds / (copied / to_used),
+        "page faults": statistics.median(faults),
+        "of the time in page faults": max(cost, 0.0) * statistics.median(faults) / seconds,
+    }
+
+
+def measure_overhead(rounds: int) -> dict[str, float]:
+    """Return the least time of the forward pass alone of 8 tiny tensors, in microseconds."""
+    inputs = make_inputs(CASES["8 tiny tensors"], 0)
+    times: dict[str, list[float]] = {"with grad": [], "without": []}
+    for _ in range(10 * rounds):
+        for name, enabled in (("with grad", True), ("without", False)):
+            with torch.set_grad_enabled(enabled), timed(times[name], 100):
+                for _ in range(100):
+                    fused(*inputs)
+    return {name: 1e6 * min(values) for name, values in times.items()}
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -227,6 +312,9 @@ def machine(threads: int) -> dict[str, object]:
         "threads": threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "cpu": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.get_default_device().type == "cuda"
+        else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchopt": torchopt,
@@ -234,46 +322,69 @@ def machine(threads: int) -> dict[str, object]:
     }
 
 
+def measure_cases(
+    steps: dict[str, Step], failed: dict[str, str], quick: bool
+) -> dict[str, dict[str, float]]:
+    """Print and return the times of all candidates that are right, in microseconds."""
+    rounds, seconds = (1, 0.0) if quick else (15, 0.1)
+    print(f"{'microseconds, median':34}", *(f"{name:>22}" for name in steps))
+    found = {}
+    for case, shapes in CASES.items():
+        right: dict[str, Step] = {}
+        for name, step in steps.items():
+            if quick and name == "compiled" and len(shapes) > 1:
+                continue  # long lists take minutes to compile
+            try:
+                compare(name, step, shapes)
+                right[name] = step
+            except Exception as error:
+                failed[f"{name}, {case}"] = f"{type(error).__name__}: {error}"
+        times = found[case] = measure(right, shapes, rounds, seconds)
+        cells = [
+            f"{times[n]:.0f} ({times[n] / times['fused']:.2f}x)" if n in times else "-"
+            for n in steps
+        ]
+        print(f"{case:34}", *(f"{cell:>22}" for cell in cells), flush=True)
+    for name, why in failed.items():
+        print(f"{name}: {why}")
+    return found
+
+
 def main() -> None:
     """Measure, print a table of ratios, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="a smoke run: figures mean nothing")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rounds, seconds = (1, 0.0) if arguments.quick else (15, 0.1)
+    torch.set_default_device(arguments.device)
+    quick = arguments.quick
+    rounds = 1 if quick else 15
 
+    setting = machine(arguments.threads)
+    print(", ".join(f"{key} {value}" for key, value in setting.items()))
     steps, failed = candidates()
-    report: dict[str, object] = {"machine": machine(arguments.threads), "failed": failed}
-    print(", ".join(f"{key} {value}" for key, value in machine(arguments.threads).items()))
-    print(f"{'microseconds, median':34}", *(f"{name:>22}" for name in steps))
-    cases = {}
-    for case, shapes in CASES.items():
-        right: dict[str, Step] = {}
-        for name, step in steps.items():
-            try:
-                compare(name, step, shapes)
-                right[name] = step
-            except Exception as error:  # noqa: PERF203 - a peer's failure is a result
-                failed[f"{name}, {case}"] = f"{type(error).__name__}: {error}"
-        times = measure(right, shapes, rounds, seconds)
-        cases[case] = times
-        cells = [
-            f"{times[n]:.0f} ({times[n] / times['fused']:.2f}x)" if n in times else "failed"
-            for n in steps
-        ]
-        print(f"{case:34}", *(f"{cell:>22}" for cell in cells))
-    for name, why in failed.items():
-        print(f"{name}: {why}")
-    report["microseconds"] = cases
-    size = 2**12 if arguments.quick else 2**22
-    per_byte = measure_rules(size, rounds)
-    report["nanoseconds a byte"] = per_byte
+    report: dict[str, object] = {"machine": setting, "failed": failed}
+    report["microseconds"] = measure_cases(steps, failed, quick)
+
+    overhead = report["forward of 8 tiny tensors"] = measure_overhead(rounds)
+    print("\nforward of 8 tiny tensors:", *(f"{x:.1f} us {name}" for name, x in overhead.items()))
+
+    size = 2**12 if quick else 2**22
+    per_byte = report["nanoseconds a byte"] = measure_rules(size, rounds)
     print(f"\n{f'one tensor of {size}':34} {'ns a byte':>10} {'over Adam':>10} {'over a copy':>12}")
     for name, value in per_byte.items():
         over = (value / per_byte["Adam"], value / per_byte["copy"])
         print(f"{name:34} {value:10.3f} {over[0]:9.2f}x {over[1]:11.2f}x")
+
+    print("\nAdam and memory")
+    memory: dict[str, dict[str, float]] = {}
+    for exponent in (12,) if quick else (20, 22, 24):
+        row = memory[f"2^{exponent}"] = measure_memory(2**exponent, rounds)
+        print(f"2^{exponent}:", ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
+    report["memory"] = memory
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -78,7 +78,7 @@ def test_float32_numbers_are_computed_with_in_float64(on_path):
 
 
 def test_explain_names_every_reason():
-    a, b = torch.zeros(3), torch.zeros(3, dtype=torch.int64)
+    a, b = torch.zeros(3, device="cpu"), torch.zeros(3, dtype=torch.int64, device="cpu")
     assert explain([a, a]) == "fused: 2 dense CPU tensors of torch.float32"
     assert explain([]) == "neither: there are no tensors"
     assert "`tensors[1]` is torch.int64" in explain([a, b])

@@ -8,6 +8,12 @@ from diffopt_kernels import adam_step, adam_step_
 F64 = torch.float64
 
 
+@pytest.fixture(autouse=True)
+def device():
+    """Stay on the CPU, which the messages name."""
+    return "cpu"
+
+
 def call(grads=None, m=None, v=None, steps=1, **changes):
     like = torch.zeros(3, 4)
     columns = [[like.clone() for _ in range(3)] if c is None else c for c in (grads, m, v)]

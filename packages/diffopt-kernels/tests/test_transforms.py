@@ -12,6 +12,12 @@ CASE_COUNT = 14  # of conftest.py, checked below
 NUMBERS = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3}
 
 
+@pytest.fixture(autouse=True)
+def device():
+    """Stay on the CPU: what is tested here takes composed operations anyway."""
+    return "cpu"
+
+
 def randoms(*shape, seed=0):
     generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
