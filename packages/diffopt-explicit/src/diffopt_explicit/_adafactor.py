@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._hyperparameter import Hyperparameter, check_group, check_range
 from diffopt_explicit._rule import Rule, Slots, numbers, safe_sqrt
 
 
@@ -26,10 +27,10 @@ class ScaleByAdafactor(Rule):
 
     def __post_init__(self) -> None:
         check_range("lr", self.lr, 0)
-        check_range("beta2_decay", self.beta2_decay, -float("inf"), 1e-300)
-        if self.eps[0] is not None:
-            check_range("eps[0]", self.eps[0], 0)
-        check_range("eps[1]", self.eps[1], 0)
+        check_range("beta2_decay", self.beta2_decay, -inf, 1e-300)
+        by_dtype = isinstance(self.eps, tuple) and self.eps[:1] == (None,)
+        eps = (0.0, *self.eps[1:]) if by_dtype else self.eps
+        check_group("eps", eps, (0, inf), (0, inf))
         check_range("d", self.d, 1)
         check_range("weight_decay", self.weight_decay, 0)
 

@@ -28,6 +28,10 @@ class Chain:
         self, updates: Tree, state: tuple[Any, ...], params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, tuple[Any, ...]]:
         """Pass the updates through all parts."""
+        if not isinstance(state, tuple):
+            raise TypeError(
+                f"The state of a chain is a tuple, got {state!r}. Begin with what `init` returns."
+            )
         if len(state) != len(self.transforms):
             raise ValueError(
                 f"This chain has {len(self.transforms)} transforms, but the state is that of "

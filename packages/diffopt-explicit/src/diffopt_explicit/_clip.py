@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, at_step, check_range
+from diffopt_explicit._hyperparameter import (
+    Hyperparameter,
+    check_range,
+    everywhere,
+    is_tree,
+    value_at,
+)
 from diffopt_explicit._parameters import required
 from diffopt_explicit._rule import safe_sqrt
 from diffopt_explicit._stepwise import Stepwise
@@ -27,13 +33,12 @@ class Clip(Stepwise):
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Clip the updates."""
-        bound = at_step(self.max_value, step)
 
-        def clip_one(update: Tensor) -> Tensor:
+        def clip_one(update: Tensor, bound: Any) -> Tensor:
             limit = torch.as_tensor(bound, dtype=update.dtype, device=update.device)
             return torch.where(update.abs() > limit, update.sign() * limit, update)
 
-        return map_present(clip_one, updates)
+        return map_present(clip_one, updates, everywhere(self, "max_value", step, updates))
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,12 @@ class ClipByGlobalNorm(Stepwise):
 
     def __post_init__(self) -> None:
         check_range("max_norm", self.max_norm, 0)
+        if is_tree(self.max_norm):
+            raise TypeError("`max_norm` is one for all parameters, got a tree; see `partition`.")
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Clip the updates together."""
-        max_norm = at_step(self.max_norm, step)
+        max_norm = value_at(self, "max_norm", step)
         present = tree_leaves(updates)
         if not present:
             return updates
@@ -70,14 +77,14 @@ class AdaptiveClip(Stepwise):
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Clip each unit of the updates."""
         params = required(params, "`adaptive_clip`")
-        clipping, eps = at_step(self.clipping, step), at_step(self.eps, step)
 
-        def clip_one(update: Tensor, param: Tensor) -> Tensor:
+        def clip_one(update: Tensor, param: Tensor, clipping: Any, eps: Any) -> Tensor:
             size = safe_sqrt(_units(param))
             floor = torch.as_tensor(eps, dtype=size.dtype, device=size.device)
             return update * _shrink(_units(update), clipping * torch.maximum(size, floor))
 
-        return map_present(clip_one, updates, params)
+        bounds = (everywhere(self, name, step, updates) for name in ("clipping", "eps"))
+        return map_present(clip_one, updates, params, *bounds)
 
 
 def clip(max_value: Hyperparameter) -> Clip:

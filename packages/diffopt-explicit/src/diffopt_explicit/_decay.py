@@ -31,7 +31,7 @@ class AddDecayedWeights(Stepwise):
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Add the decayed weights."""
         params = required(params, "`add_decayed_weights`")
-        decays = everywhere(self.weight_decay, step, updates)
+        decays = everywhere(self, "weight_decay", step, updates)
 
         def add(update: Tensor, param: Tensor, decay: Scalar) -> Tensor:
             return (update + decay * param).to(update.dtype)

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from diffopt_explicit._decay import AddDecayedWeights
-from diffopt_explicit._hyperparameter import at_step, is_tree, is_zero
+from diffopt_explicit._hyperparameter import everywhere, is_tree, is_zero, value_at
 from diffopt_explicit._kernels import KERNELS, MOMENTUM, Kernel
-from diffopt_explicit._parameters import check_alike, required
-from diffopt_explicit._rule import Rule
+from diffopt_explicit._parameters import check_alike, check_state, required
+from diffopt_explicit._rule import Rule, RuleState
 from diffopt_explicit._scale import Scale, ScaleByLearningRate
-from diffopt_explicit._trace import Trace
+from diffopt_explicit._stepwise import StepState
+from diffopt_explicit._trace import Trace, TraceState
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import Present, map_present, wide
 
@@ -35,6 +36,7 @@ ORDER: dict[str, type] = {
     "decoupled": AddDecayedWeights,
     "rate": ScaleByLearningRate,
 }
+STATES: dict[str, type] = {"rule": RuleState, "momentum": TraceState}
 
 
 def update(
@@ -46,6 +48,8 @@ def update(
     if parts is None or kernel is None or not _does(kernel, parts):
         return None
     before = dict(zip(parts, states, strict=True))
+    for role, part in parts.items():
+        check_state(part, before[role], STATES.get(role, StepState))
     columns = _columns(kernel, before)
     check_alike(updates, params, *list(columns.values())[:1])
     present = Present(updates)
@@ -62,7 +66,8 @@ def update(
         maximize="flip" in parts,
     )
     if is_tree(parts["rate"].lr):
-        moved = map_present(lambda u, lr: (lr * u).to(u.dtype), moved, parts["rate"].lr)
+        rates = everywhere(parts["rate"], "lr", 0, updates)
+        moved = map_present(lambda u, lr: (lr * u).to(u.dtype), moved, rates)
     return moved, _after(before, after, lambda tree: present.put(tree, steps))
 
 
@@ -150,9 +155,7 @@ def _numbers(kernel: Kernel, parts: dict[str, Any], states: dict[str, Any]) -> d
     """The hyperparameters of this step, but for the weight decay."""
 
     def now(role: str, name: str) -> Any:
-        value = getattr(parts[role], name)
-        each = [at_step(v, states[role].step) for v in value] if isinstance(value, tuple) else None
-        return at_step(value, states[role].step) if each is None else tuple(each)
+        return value_at(parts[role], name, states[role].step)
 
     # A tree of learning rates is multiplied with afterwards.
     numbers = {"lr": 1.0 if is_tree(parts["rate"].lr) else now("rate", "lr")}
@@ -178,7 +181,7 @@ def _decay(
         return {}
     weights = present.pick(required(params, "`add_decayed_weights`"))
     arguments = {
-        "weight_decay": at_step(parts[role].weight_decay, states[role].step),
+        "weight_decay": value_at(parts[role], "weight_decay", states[role].step),
         "params": [wide(weight) for weight in weights],
     }
     return arguments | ({"decoupled": role == "decoupled"} if len(kernel.decays) > 1 else {})

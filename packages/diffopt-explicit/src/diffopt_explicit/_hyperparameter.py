@@ -22,43 +22,68 @@ either, or a tree of numbers and tensors shaped like the parameters."""
 R = TypeVar("R")
 
 
-def at_step(hyperparameter: Hyperparameter, step: int) -> Scalar | Tree:
-    """The value that a hyperparameter has in this step, the first being 0."""
-    if isinstance(hyperparameter, Tensor) or not callable(hyperparameter):
+def value_at(owner: Any, name: str, step: int) -> Any:
+    """The value of a transform's field in this step, the first being 0.
+
+    Values of schedules are checked by the transform, as any other are when it is made.
+    """
+    field = getattr(owner, name)
+    if is_constant(field):
+        return field
+    grouped = name in _groups(owner)
+    parts = field if grouped else (field,)
+    values = tuple(_at_step(part, step) for part in parts)
+    value = values if grouped else values[0]
+    if any(new is not part for new, part in zip(values, parts, strict=True)):
+        replace(owner, **{name: value})
+    return value
+
+
+def everywhere(owner: Any, name: str, step: int, updates: Tree) -> Tree:
+    """The value of a transform's field in this step, for each leaf of `updates`."""
+    leaves, spec = tree_flatten(updates, none_is_leaf=True)
+    value = value_at(owner, name, step)
+    return tree_unflatten(spec, _for_each_leaf(name, value, spec, len(leaves)))
+
+
+def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
+    """The transform for each of `count` leaves, with the numbers of this step."""
+    groups = _groups(owner)
+    varied: dict[str, list[Any]] = {}
+    for name, field in vars(owner).items():
+        if name in groups:
+            if not all(map(is_constant, field)):
+                values = [_at_step(part, step) for part in field]
+                rows = [_for_each_leaf(name, value, spec, count) for value in values]
+                varied[name] = list(zip(*rows, strict=True))
+        elif not is_constant(field):
+            varied[name] = _for_each_leaf(name, _at_step(field, step), spec, count)
+    if not varied:
+        return [owner] * count
+    rows = [dict(zip(varied, row, strict=True)) for row in zip(*varied.values(), strict=True)]
+    return [replace(cast(Any, owner), **row) for row in rows]
+
+
+def _groups(owner: Any) -> set[str]:
+    # Where a field is a tuple by default, it is of several hyperparameters, and no tree.
+    return {field.name for field in fields(owner) if isinstance(field.default, tuple)}
+
+
+def _at_step(hyperparameter: Hyperparameter, step: int) -> Any:
+    if is_constant(hyperparameter) or not callable(hyperparameter):
         return hyperparameter
     return hyperparameter(step)
 
 
-def everywhere(hyperparameter: Hyperparameter, step: int, updates: Tree) -> Tree:
-    """The value of a hyperparameter in this step, for each leaf of `updates`."""
-    leaves, spec = tree_flatten(updates, none_is_leaf=True)
-    return tree_unflatten(spec, _for_each_leaf(hyperparameter, step, spec, len(leaves)))
-
-
-def resolve(transform: R, step: int, spec: TreeSpec, count: int) -> list[R]:
-    """The transform for each of `count` leaves, with the numbers of this step."""
-    values = vars(transform)
-    # Where a field is a tuple by default, it is of several hyperparameters, and no tree.
-    groups = {f.name for f in fields(cast(Any, transform)) if isinstance(f.default, tuple)}
-    varied: dict[str, list[Any]] = {}
-    for name, value in values.items():
-        if name in groups:
-            if any(not is_constant(part) for part in value):
-                rows = (_for_each_leaf(part, step, spec, count) for part in value)
-                varied[name] = list(zip(*rows, strict=True))
-        elif not is_constant(value):
-            varied[name] = _for_each_leaf(value, step, spec, count)
-    if not varied:
-        return [transform] * count
-    rows = [dict(zip(varied, row, strict=True)) for row in zip(*varied.values(), strict=True)]
-    return [replace(cast(Any, transform), **row) for row in rows]
-
-
-def _for_each_leaf(
-    hyperparameter: Hyperparameter, step: int, spec: TreeSpec, count: int
-) -> list[Any]:
-    value = at_step(hyperparameter, step)
-    return [value] * count if is_constant(value) else spec.flatten_up_to(value)
+def _for_each_leaf(name: str, value: Any, spec: TreeSpec, count: int) -> list[Any]:
+    if is_constant(value):
+        return [value] * count
+    try:
+        return spec.flatten_up_to(value)
+    except ValueError as mismatch:
+        raise ValueError(
+            f"`{name}` is a tree of another structure than the parameters: {mismatch}."
+        ) from None
 
 
 def is_constant(hyperparameter: Hyperparameter) -> bool:
@@ -77,10 +102,7 @@ def is_zero(hyperparameter: Hyperparameter) -> bool:
 
 
 def check_range(name: str, value: object, low: float, high: float = float("inf")) -> None:
-    """Refuse a number outside [low, high), also in a tree. The values of tensors are not looked at.
-
-    Schedules are checked in each step, by the transform that has their value.
-    """
+    """Refuse a number outside [low, high), also in a tree. Values of tensors are not looked at."""
     if isinstance(value, Tensor) and value.dim():
         raise ValueError(
             f"`{name}` must be a number or a 0-d tensor, got one of shape {tuple(value.shape)}. "
@@ -91,6 +113,14 @@ def check_range(name: str, value: object, low: float, high: float = float("inf")
     if isinstance(value, Tensor) or not callable(value):
         for path, leaf in zip(*tree_flatten_with_path(value)[:2], strict=True):
             _check_one(name + (place(path) if path else ""), leaf, low, high)
+
+
+def check_group(name: str, values: object, *ranges: tuple[float, float]) -> None:
+    """Refuse what is no tuple of hyperparameters, each in its range."""
+    if not isinstance(values, tuple | list) or len(values) != len(ranges):
+        raise ValueError(f"`{name}` must be {len(ranges)} hyperparameters, got {values!r}.")
+    for index, (value, bounds) in enumerate(zip(values, ranges, strict=True)):
+        check_range(f"{name}[{index}]", value, *bounds)
 
 
 def _check_one(name: str, value: object, low: float, high: float) -> None:

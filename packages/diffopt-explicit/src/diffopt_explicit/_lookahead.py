@@ -68,7 +68,7 @@ class Lookahead:
         updates, inner = self.transform.update(updates, state.inner, params, **extra)
         slow = state.slow
         if (state.step + 1) % self.sync_period == 0:
-            rates = everywhere(self.slow_step_size, state.step, updates)
+            rates = everywhere(self, "slow_step_size", state.step, updates)
 
             def draw(slow: Tensor, update: Tensor, fast: Tensor, rate: Any) -> Tensor:
                 return (slow + rate * (fast + update - slow)).to(fast.dtype)

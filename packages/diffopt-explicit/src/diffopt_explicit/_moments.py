@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._hyperparameter import Hyperparameter, check_group, check_range
 from diffopt_explicit._rule import Rule, Slots, numbers, safe_sqrt
 
 Betas = tuple[Hyperparameter, Hyperparameter]
@@ -257,6 +257,5 @@ def moments(g: Tensor, slots: Slots, betas: Betas, t: int) -> tuple[Tensor, Tens
 
 def check_moments(betas: Betas, eps: Hyperparameter) -> None:
     """Refuse decay rates outside [0, 1), and a negative `eps`."""
-    for index, beta in enumerate(betas):
-        check_range(f"betas[{index}]", beta, 0, 1)
+    check_group("betas", betas, (0, 1), (0, 1))
     check_range("eps", eps, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._hyperparameter import Hyperparameter, check_group, check_range
 from diffopt_explicit._rule import Rule, Slots, numbers
 from diffopt_explicit._trust import norm
 
@@ -31,8 +31,7 @@ class ScaleByMuon(Rule):
         check_range("momentum", self.momentum, 0)
         check_range("eps", self.eps, 0)
         check_range("ns_steps", self.ns_steps, 0, 100)
-        for index, coefficient in enumerate(self.ns_coefficients):
-            check_range(f"ns_coefficients[{index}]", coefficient, -float("inf"))
+        check_group("ns_coefficients", self.ns_coefficients, *[(-math.inf, math.inf)] * 3)
         if self.adjust_lr_fn not in (None, "original", "match_rms_adamw"):
             raise ValueError(
                 "`adjust_lr_fn` must be None, 'original' or 'match_rms_adamw', got "

@@ -43,7 +43,7 @@ class AddNoise:
         """Add this step's noise."""
         check_alike(updates, params)
         leaves, spec = tree_flatten(updates, none_is_leaf=True)
-        scales = spec.flatten_up_to(everywhere(self.scale, state.step, updates))
+        scales = spec.flatten_up_to(everywhere(self, "scale", state.step, updates))
         for index, (update, scale) in enumerate(zip(leaves, scales, strict=True)):
             if update is None:
                 continue

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import place, tree_flatten, tree_flatten_with_path, tree_map, wide
+from diffopt_explicit._trees import (
+    place,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    wide,
+)
 
 
 def check_params(params: Tree) -> None:
@@ -44,50 +52,82 @@ def required(params: Tree | None, what: str) -> Tree:
     return params
 
 
+def check_state(owner: Any, state: Any, kind: type) -> None:
+    """Refuse the state of another kind of transform."""
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"`{type(owner).__name__}` needs the {kind.__name__} that its own `init` or `update` "
+            f"returned, got a {type(state).__name__}."
+        )
+
+
 def check_alike(updates: Tree, params: Tree | None, *state: Tree) -> None:
     """Refuse updates that do not match, leaf by leaf, the parameters and a part of the state."""
-    leaves, spec = tree_flatten(updates, none_is_leaf=True)
-    others = [("parameter", params)] if params is not None else []
-    for what, tree in [*others, *[("state", tree) for tree in state]]:
-        try:
-            rows = zip(leaves, spec.flatten_up_to(tree), strict=True)
-        except ValueError as mismatch:
-            raise ValueError(
-                f"The updates have another structure than the {what}s: {mismatch}. Give each "
-                f"parameter its gradient, or None, in a tree like that of the parameters."
-            ) from None
-        for index, (update, other) in enumerate(rows):
-            if update is not None and not _match(update, other, what):
-                path = tree_flatten_with_path(updates, none_is_leaf=True)[0][index]
-                raise _mismatch(place(path), update, what, other)
-
-
-def _match(update: Any, other: Any, what: str) -> bool:
-    if not isinstance(update, Tensor) or not isinstance(other, Tensor):
-        return False
-    if update.shape != other.shape or update.device != other.device:
-        return False
-    if update.dtype == other.dtype:
-        return True
-    # The state of half-precision parameters is in single precision.
-    return what == "state" and torch.promote_types(update.dtype, torch.float32) == other.dtype
-
-
-def _mismatch(where: str, update: Any, what: str, other: Any) -> Exception:
-    if not isinstance(update, Tensor):
-        return TypeError(
-            f"Updates must be tensors or None: the one at {where} is a {type(update).__name__}."
+    leaves = tree_leaves(updates)
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        paths, leaves, _ = tree_flatten_with_path(updates)
+        path, leaf = next(
+            (path, leaf)
+            for path, leaf in zip(paths, leaves, strict=True)
+            if not isinstance(leaf, Tensor)
         )
+        raise TypeError(
+            f"Updates must be tensors or None: the one at {place(path)} is a {type(leaf).__name__}."
+        )
+    if params is not None:
+        _check_match(updates, params, "parameter", _as_parameter)
+    for tree in state:
+        _check_match(updates, tree, "state", _as_state)
+
+
+def check_movable(updates: Tree, params: Tree) -> None:
+    """Refuse updates that cannot be added to the parameters, of whatever precision."""
+    _check_match(updates, params, "parameter", lambda update, param: update.is_floating_point())
+
+
+def _check_match(
+    updates: Tree, others: Tree, what: str, is_right: Callable[[Tensor, Tensor], bool]
+) -> None:
+    leaves, spec = tree_flatten(updates, none_is_leaf=True)
+    try:
+        rows = zip(leaves, spec.flatten_up_to(others), strict=True)
+    except ValueError as mismatch:
+        raise ValueError(
+            f"The updates have another structure than the {what}s: {mismatch}. Give each "
+            "parameter its gradient, or None, in a tree like that of the parameters."
+        ) from None
+    for index, (update, other) in enumerate(rows):
+        if update is None:
+            continue
+        alike = isinstance(other, Tensor) and update.shape == other.shape
+        if not (alike and update.device == other.device and is_right(update, other)):
+            path = tree_flatten_with_path(updates, none_is_leaf=True)[0][index]
+            raise _mismatch(place(path), update, what, other)
+
+
+def _as_parameter(update: Tensor, param: Tensor) -> bool:
+    return update.dtype == param.dtype
+
+
+def _as_state(update: Tensor, slot: Tensor) -> bool:
+    # The state of half-precision parameters is in single precision.
+    return update.dtype == slot.dtype or (
+        update.is_floating_point()
+        and torch.promote_types(update.dtype, torch.float32) == slot.dtype
+    )
+
+
+def _mismatch(where: str, update: Tensor, what: str, other: Any) -> Exception:
     if not isinstance(other, Tensor):
         return TypeError(f"There is an update at {where}, but its {what} is {other!r}.")
     if update.shape != other.shape:
         found, expected = f"shape {tuple(update.shape)}", f"{tuple(other.shape)}"
-    elif update.dtype != other.dtype:
-        found, expected = f"dtype {update.dtype}", f"{other.dtype}"
-    else:
+    elif update.device != other.device:
         found, expected = f"device {update.device}", f"{other.device}"
+    else:
+        found, expected = f"dtype {update.dtype}", f"{other.dtype}"
     advice = (
-        "Convert the gradient, or take it anew."
+        "Convert the update, or take the gradient anew."
         if what == "parameter"
         else "Use the state that `init` or `update` returned for these very parameters."
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffopt_explicit._hyperparameter import Hyperparameter, resolve
-from diffopt_explicit._parameters import check_alike, required, zeros_like
+from diffopt_explicit._parameters import check_alike, check_state, required, zeros_like
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import (
     place,
@@ -75,6 +75,7 @@ class Rule(ABC):
         self, updates: Tree, state: RuleState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, RuleState]:
         """Apply the rule to every parameter that has an update."""
+        check_state(self, state, RuleState)
         if self.needs_params:
             params = required(params, type(self).__name__)
         # Other slots need not be shaped like the parameters.

@@ -25,7 +25,7 @@ class Scale(Stepwise):
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the factor."""
-        factors = everywhere(self.factor, step, updates)
+        factors = everywhere(self, "factor", step, updates)
         return map_present(lambda u, factor: (factor * u).to(u.dtype), updates, factors)
 
 
@@ -45,7 +45,7 @@ class ScaleByLearningRate(Stepwise):
 
     def at(self, step: int, updates: Tree, params: Tree | None) -> Tree:
         """Multiply the updates by the negative learning rate."""
-        rates = everywhere(self.lr, step, updates)
+        rates = everywhere(self, "lr", step, updates)
         return map_present(lambda u, lr: (-lr * u).to(u.dtype), updates, rates)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
 
-from diffopt_explicit._hyperparameter import Hyperparameter, check_range
+from diffopt_explicit._hyperparameter import Hyperparameter, check_group, check_range
 from diffopt_explicit._rule import Rule, Slots, numbers
 
 
@@ -18,8 +19,7 @@ class ScaleByLion(Rule):
     betas: tuple[Hyperparameter, Hyperparameter] = (0.9, 0.99)
 
     def __post_init__(self) -> None:
-        for index, beta in enumerate(self.betas):
-            check_range(f"betas[{index}]", beta, 0, 1)
+        check_group("betas", self.betas, (0, 1), (0, 1))
 
     def begin(self, zeros: Tensor) -> Slots:
         """Return zero momentum."""
@@ -42,8 +42,8 @@ class ScaleByRprop(Rule):
 
     def __post_init__(self) -> None:
         check_range("lr", self.lr, 0)
-        check_range("etas[0]", self.etas[0], 0, 1)
-        check_range("etas[1]", self.etas[1], 1)
+        check_group("etas", self.etas, (0, 1), (1, inf))
+        check_group("step_sizes", self.step_sizes, (0, inf), (0, inf))
 
     def begin(self, zeros: Tensor) -> Slots:
         """Return no gradient before, and no step size yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
-from diffopt_explicit._parameters import check_alike, check_params
+from diffopt_explicit._parameters import check_alike, check_params, check_state
 from diffopt_explicit._transform import Tree
 
 
@@ -27,6 +27,7 @@ class Stepwise(ABC):
         self, updates: Tree, state: StepState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, StepState]:
         """Return the transformed updates, and the state after this step."""
+        check_state(self, state, StepState)
         check_alike(updates, params)
         return self.at(state.step, updates, params), StepState(state.step + 1)
 

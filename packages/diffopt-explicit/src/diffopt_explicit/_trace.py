@@ -14,7 +14,7 @@ from diffopt_explicit._hyperparameter import (
     everywhere,
     is_zero,
 )
-from diffopt_explicit._parameters import check_alike, zeros_like
+from diffopt_explicit._parameters import check_alike, check_state, zeros_like
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import advance, map_present, tree_map, wide
 
@@ -64,9 +64,10 @@ class Trace:
         self, updates: Tree, state: TraceState, params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, TraceState]:
         """Take the updates into the trace."""
+        check_state(self, state, TraceState)
         check_alike(updates, params, state.trace)
-        momenta = everywhere(self.momentum, state.step, updates)
-        dampenings = everywhere(self.dampening, state.step, updates)
+        momenta = everywhere(self, "momentum", state.step, updates)
+        dampenings = everywhere(self, "dampening", state.step, updates)
 
         def accumulate(
             trace: Tensor, update: Tensor, count: int, momentum: Scalar, dampening: Scalar
