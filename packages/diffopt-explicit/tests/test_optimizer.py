@@ -116,6 +116,39 @@ def test_lion_equals_its_differentiable_steps(path):
     torch.testing.assert_close(module.bias, expected["bias"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        (ours.SGD, {"lr": 0.1, "momentum": 0.5}),
+        (ours.Adam, {"lr": 0.1}),
+        (ours.AMSGrad, {"lr": 0.3}),
+        (ours.Adamax, {"lr": 0.3}),
+        (ours.NAdam, {"lr": 0.1}),
+        (ours.RAdam, {"lr": 0.3}),
+        (ours.RMSProp, {"lr": ours.linear(0.1, 0.001, 350)}),
+        (ours.Adagrad, {"lr": 2.0}),
+        (ours.Adadelta, {"lr": 20.0}),
+        (ours.Rprop, {"lr": 0.1}),
+        (ours.Lion, {"lr": ours.linear(0.2, 0.001, 350)}),
+        (ours.ASGD, {"lr": 0.1}),
+        (ours.Adafactor, {"lr": ours.linear(0.5, 0.01, 350)}),
+        (ours.LAMB, {"lr": ours.linear(0.1, 0.001, 350)}),
+        (ours.LARS, {"lr": ours.linear(50.0, 1.0, 350)}),
+    ],
+)
+def test_a_parabola_is_descended_to_its_bottom(kind, flags):
+    """O-20."""
+    goal = torch.tensor([1.0, -1.0, 1.0])
+    point = torch.tensor([-1.0, 10.0, 1.0], requires_grad=True)
+    optimizer = kind([point], **flags)
+    for _ in range(400):
+        optimizer.zero_grad()
+        (point - goal).square().sum().backward()
+        optimizer.step()
+
+    torch.testing.assert_close(point, goal, rtol=0, atol=3e-2)
+
+
 FUSED = ["SGD", "Adam", "AdamW", "AMSGrad", "RMSProp", "Adagrad", "Lion"]
 
 

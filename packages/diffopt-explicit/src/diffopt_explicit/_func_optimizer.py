@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from diffopt_explicit._step import GradCallback, step
-from diffopt_explicit._transform import Transform, Tree
+from diffopt_explicit._transform import Transform, Tree, check_transform
 
 
 class FuncOptimizer:
@@ -39,9 +39,7 @@ class FuncOptimizer:
     """
 
     def __init__(self, tx: Transform) -> None:
-        if isinstance(tx, type) or not isinstance(tx, Transform):
-            raise TypeError(f"`tx` must be a transform, with `init` and `update`, got {tx!r}.")
-        self.tx = tx
+        self.tx = check_transform(tx)
         self.state: Any = None
 
     def step(

@@ -15,7 +15,7 @@ from diffopt_explicit._gradient import require_grad
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._places import places, tensors
 from diffopt_explicit._step import GradCallback, step
-from diffopt_explicit._transform import Transform
+from diffopt_explicit._transform import Transform, check_transform
 from diffopt_explicit._trees import detach
 
 
@@ -167,6 +167,10 @@ def inner_loop(
     Yields:
         The module with fast weights, and the optimizer of those.
 
+    Raises:
+        TypeError: For `tx` that is neither a transform nor an optimizer with a counterpart here.
+        ValueError: For a module without trainable parameters, or an unknown name in `override`.
+
     Example:
         >>> import torch
         >>> from diffopt_explicit import inner_loop, sgd
@@ -203,8 +207,7 @@ def fast_weights(
         raise ValueError("The module has no parameter that requires grad, so nothing can adapt.")
     if isinstance(tx, torch.optim.Optimizer):
         tx = from_torch(tx, trainable)
-    if override:
-        tx = overridden(tx, **override)
+    tx = overridden(check_transform(tx), **override)
     start = trainable if track and not detach_initial else detach(trainable)
     fmodule = FunctionalModule(module, require_grad(start), track=track)
     return fmodule, InnerOptimizer(fmodule, tx, track=track)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffopt_explicit._from_torch import from_torch
 from diffopt_explicit._places import places
 from diffopt_explicit._step import GradCallback, step
-from diffopt_explicit._transform import Transform
+from diffopt_explicit._transform import Transform, check_transform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +33,7 @@ class MetaOptimizer:
             module's parameters, of which settings and state are taken (see `from_torch`).
 
     Raises:
+        TypeError: For `tx` that is neither.
         ValueError: For a module without trainable parameters.
 
     Example:
@@ -56,7 +57,8 @@ class MetaOptimizer:
         self._initial = {at[0].name: param for param, at in trainable}
         if not self._initial:
             raise ValueError("The module has no parameter that requires grad, so nothing can move.")
-        self.tx = from_torch(tx, self._initial) if isinstance(tx, torch.optim.Optimizer) else tx
+        is_torch = isinstance(tx, torch.optim.Optimizer)
+        self.tx = from_torch(tx, self._initial) if is_torch else check_transform(tx)
         self.state: Any = self.tx.init(self._initial)
 
     @property

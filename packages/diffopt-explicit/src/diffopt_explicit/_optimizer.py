@@ -14,7 +14,7 @@ from diffopt_explicit._apply import apply_updates
 from diffopt_explicit._in_place import in_place
 from diffopt_explicit._override import anatomy, hyperparameters, override
 from diffopt_explicit._rows import Layout, Row, loaded, resumed, start
-from diffopt_explicit._transform import Transform
+from diffopt_explicit._transform import Transform, check_transform
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -54,9 +54,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], tx: Transform) -> None:
-        if isinstance(tx, type) or not isinstance(tx, Transform):
-            raise TypeError(f"`tx` must be a transform, with `init` and `update`, got {tx!r}.")
-        self._set_up(params, partial(override, tx), hyperparameters(tx))
+        self._set_up(params, partial(override, check_transform(tx)), hyperparameters(tx))
 
     def _set_up(
         self,

@@ -38,3 +38,13 @@ class Transform(Protocol):
             extra: Further arguments for transforms that know them; others ignore them.
         """
         ...
+
+
+def check_transform(tx: Any) -> Transform:
+    """Return `tx`, or refuse what is no transform."""
+    if isinstance(tx, type) or not isinstance(tx, Transform):
+        raise TypeError(
+            f"`tx` must be a transform, a value with `init` and `update` such as `sgd(0.1)`, got "
+            f"{tx!r}."
+        )
+    return tx

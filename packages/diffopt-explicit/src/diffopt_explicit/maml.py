@@ -18,7 +18,7 @@ from diffopt_explicit._gradient import require_grad
 from diffopt_explicit._inner_loop import FunctionalModule, InnerOptimizer, inner_loop
 from diffopt_explicit._places import tensors
 from diffopt_explicit._recipes import sgd
-from diffopt_explicit._transform import Transform
+from diffopt_explicit._transform import Transform, check_transform
 from diffopt_explicit._trees import detach
 
 
@@ -140,7 +140,7 @@ class ByTransform(MetaLearner):
 
     def __init__(self, module: nn.Module, tx: Transform) -> None:
         super().__init__(module)
-        self.tx = tx
+        self.tx = check_transform(tx)
 
 
 class MAML(ByTransform):
