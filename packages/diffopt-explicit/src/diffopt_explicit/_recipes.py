@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from diffopt_explicit._assemble import before, with_decay
 from diffopt_explicit._averaged import scale_by_asgd
 from diffopt_explicit._chain import Chain, chain
@@ -17,6 +19,7 @@ from diffopt_explicit._scale import scale, scale_by_learning_rate
 from diffopt_explicit._signs import scale_by_rprop
 from diffopt_explicit._squares import scale_by_adadelta, scale_by_adagrad, scale_by_rms
 from diffopt_explicit._trace import trace
+from diffopt_explicit._transform import Tree
 
 
 def sgd(
@@ -113,11 +116,13 @@ def adamw(
     *,
     eps_root: Hyperparameter = 0.0,
     maximize: bool = False,
+    mask: Tree | Callable[[Tree], Tree] | None = None,
 ) -> Chain:
     """Adam with decoupled weight decay, as ``torch.optim.AdamW``.
 
     Arguments are those of `adam`; `weight_decay` shrinks the weights themselves, by
-    ``lr * weight_decay`` a step, and stays out of the moments.
+    ``lr * weight_decay`` a step, and stays out of the moments. Where there is a `mask`, a tree of
+    truth values or a function from the parameters to one, it shrinks only those that it is true of.
 
     Example:
         >>> import torch
@@ -128,7 +133,8 @@ def adamw(
 
     Source: Loshchilov & Hutter, *Decoupled weight decay regularization*, ICLR 2019, algorithm 2.
     """
-    return with_decay(scale_by_adam(betas, eps, eps_root), lr, weight_decay, True, maximize)
+    rule = scale_by_adam(betas, eps, eps_root)
+    return with_decay(rule, lr, weight_decay, True, maximize, mask)
 
 
 def rmsprop(
