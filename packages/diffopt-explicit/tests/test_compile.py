@@ -3,10 +3,18 @@
 import pytest
 import torch
 from diffopt_explicit import (
+    accumulate,
     adam,
     apply_updates,
     chain,
     clip_by_global_norm,
+    ema,
+    inject,
+    kronecker,
+    learned,
+    lookahead,
+    named_chain,
+    nan_to_num,
     partition,
     sgd,
     unroll,
@@ -25,8 +33,18 @@ CASES = {
     **{name: (entry.make(**entry.values), START) for name, entry in EVERY.items()},
     "clipped": (chain(clip_by_global_norm(1.0), adam(0.1)), BOTH),
     "labelled": (partition({"x": adam(), "y": sgd(0.1, 0.9)}, LABELS), BOTH),
+    "accumulated": (accumulate(adam(0.1), 2), START),
+    "averaged": (chain(ema(0.9), sgd(0.1)), START),
+    "behind": (lookahead(sgd(0.1), 2), START),
+    "injected": (inject(adam(), lr=torch.tensor(0.1, dtype=F64)), START),
+    "learned": (learned(lambda g, m: (-0.1 * m, m + g), torch.zeros_like), START),
+    "named": (named_chain(("bounds", nan_to_num()), ("rule", adam(0.1))), START),
+    "products": (chain(kronecker({"matrix": (torch.eye(2, dtype=F64),) * 2}), sgd(0.1)), START),
     "scheduled": (sgd(warmup_cosine(0.0, 1.0, 2, 20)), START),
 }
+# Counts are compiled as numbers first, and as variables once they change. After that, only
+# another phase makes another graph: of a schedule, of radam's variance, of a period.
+GRAPHS = {"radam": 3, "scheduled": 3, "behind": 3, "accumulated": 4, "learned": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +76,8 @@ def test_compiled_steps_equal_eager_ones_and_one_graph_serves_all_later_steps(na
 
         torch.testing.assert_close(tree_leaves(ours), tree_leaves(expected))
 
-    # Counts are compiled as numbers first, and as variables once they change. After that, only
-    # another phase makes another graph: of a schedule, or of radam, whose variance is judged.
-    assert graphs[:2] == [1, 1]
-    assert sum(graphs[2:]) == (name in {"radam", "scheduled"})
+    assert sum(graphs[:-2]) == GRAPHS.get(name, 2), graphs
+    assert graphs[-2:] == [0, 0]
 
 
 def test_a_parameter_without_gradient_is_compiled_too():

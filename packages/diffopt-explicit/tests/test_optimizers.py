@@ -184,6 +184,35 @@ def test_a_schedule_may_take_the_place_of_any_number(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_what_schedules_are_made_of_is_learned(name):
+    entry = EVERY[name]
+    start, values = start_of(entry), list(entry.values.values())
+
+    def end(rate):
+        return end_of(entry, start, *[lambda t, x=x: x * rate**t for x in values], steps=3)
+
+    rate, h = torch.tensor(0.99, dtype=F64, requires_grad=True), 1e-5
+    if name == "adafactor":  # whose `d` must not fall below 1
+        entry = entry._replace(make=lambda d, **numbers: EVERY[name].make(d=1.2, **numbers))
+    exact = torch.autograd.grad(end(rate), rate)[0].item()
+    with torch.no_grad():
+        central = (end(0.99 + h) - end(0.99 - h)).item() / (2 * h)
+
+    assert exact == pytest.approx(central, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_steps_under_autocast_are_in_the_precision_of_the_parameters(name):
+    entry = EVERY[name]
+    tx, params = entry.make(**entry.values), start_of(entry, torch.float32)
+    expected, _ = tx.update(params, tx.init(params), params)
+    with torch.autocast("cpu", torch.bfloat16):
+        updates, _ = tx.update(params, tx.init(params), params)
+
+    torch.testing.assert_close(updates, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_tree_may_take_the_place_of_any_number_and_is_learned(name):
     entry = EVERY[name]
     start, values = start_of(entry), list(entry.values.values())

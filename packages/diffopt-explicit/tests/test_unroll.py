@@ -196,6 +196,23 @@ def test_integer_parameters_are_refused_with_their_place():
         unroll(lambda p: p["w"].sum(), sgd(0.1, 0.9), {"w": A, "count": tensor(3)}, steps=1)
 
 
+def test_meta_gradients_pass_through_losses_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    x, start = torch.randn(8, 4, generator=generator), torch.randn(4, 3, generator=generator)
+
+    def meta_gradient(enabled):
+        w = start.clone().requires_grad_()
+        loss = lambda w: (x @ w).float().square().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            end = unroll(loss, adam(0.1), w, steps=3).params
+            assert end.dtype == torch.float32
+            return torch.autograd.grad(loss(end), w)[0]
+
+    error = meta_gradient(True) - meta_gradient(False)
+
+    assert 0 < error.norm() < 0.05 * meta_gradient(False).norm()
+
+
 def test_the_start_in_the_loss_is_not_the_parameter_that_starts_there():
     start = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
     loss = lambda w: (w**2).sum() / 2 + ((w - start) ** 2).sum()  # drawn to 0 and to the start

@@ -59,7 +59,7 @@ class ScaleByAdafactor(Rule):
             old + share * (g.square().mean(axis, keepdim=True) - old)
             for old, axis in zip(slots, (-1, -2), strict=True)
         )
-        return row @ column / at_least(row.mean(-2, keepdim=True), eps), (row, column)
+        return row * column / at_least(row.mean(-2, keepdim=True), eps), (row, column)
 
 
 def scale_by_adafactor(
@@ -76,7 +76,7 @@ def scale_by_adafactor(
 
         r <- r + t**beta2_decay * (mean of g**2 over the last axis - r)
         c <- c + t**beta2_decay * (mean of g**2 over the axis before - c)
-        v = r @ c / max(mean of r, eps1)
+        v = r * c / max(mean of r, eps1)
         u = g / max(sqrt(v), eps1)
         rate = max(eps2, rms(p)) * min(lr, 1 / sqrt(t))
         update = rate / max(1, rms(u) / d) * u + lr * weight_decay * p

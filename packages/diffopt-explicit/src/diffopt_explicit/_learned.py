@@ -188,7 +188,8 @@ def _multiply(update: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     for axis, factor in enumerate(factors):
         # The first from the left, as in `L @ X @ R`, the others from the right.
         along = product.movedim(axis, -1)
-        product = (along @ (factor.T if axis == 0 else factor)).movedim(-1, axis)
+        with torch.autocast(update.device.type, enabled=False):  # which is for the loss
+            product = (along @ (factor.T if axis == 0 else factor)).movedim(-1, axis)
     return product.reshape(update.shape)
 
 

@@ -112,7 +112,8 @@ def orthogonalize(x: Tensor, coefficients: Any, steps: int, eps: Any) -> Tensor:
     x = x if wide else x.T
     length = norm(x)
     x = x / torch.maximum(length, torch.as_tensor(eps, dtype=x.dtype, device=x.device))
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    with torch.autocast(x.device.type, enabled=False):  # which is for the loss, not for the step
+        for _ in range(steps):
+            gram = x @ x.T
+            x = a * x + (b * gram + c * gram @ gram) @ x
     return x if wide else x.T
