@@ -49,17 +49,43 @@ def run(module, optimizer, steps):
 
 
 def test_an_optimizer_of_ours_is_gone_on_with():
+    """Also where a schedule stands, although no parameter took part in every step."""
     module = nn.Linear(2, 1).double()
     optimizer = SGD(module.parameters(), lr=linear(0.1, 0.01, 6), momentum=0.5)
-    run(module, optimizer, 3)
+    x = torch.ones(1, 2, dtype=torch.float64)
+
+    def run(module, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            (module(x).square() + 1 if step % 2 else module.bias.square()).sum().backward()
+            if step == 2:
+                module.bias.grad = None
+                module.weight.grad = module.weight.detach()
+            optimizer.step()
+
+    run(module, optimizer, [0, 0, 2])
     reference = copy.deepcopy((module, optimizer))
-    run(*reference, 3)
+    run(*reference, [1, 1])
     with inner_loop(module, optimizer) as (fmodule, opt):
-        for _ in range(3):
-            opt.step(fmodule(torch.ones(1, 2, dtype=torch.float64)).square().sum())
+        for _ in range(2):
+            opt.step((fmodule(x).square() + 1).sum())
 
     for ours, expected in zip(fmodule.parameters(), reference[0].parameters(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+def test_a_schedule_begins_where_the_optimizer_stands():
+    module = nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    run(module, optimizer, 3)
+    seen = []
+    with inner_loop(module, optimizer, override={"lr": lambda step: seen.append(step) or 0.1}) as (
+        fmodule,
+        opt,
+    ):
+        opt.step(fmodule(torch.ones(1, 2)).sum())
+
+    assert set(seen) == {3}
 
 
 def test_an_optimizer_that_is_gone_on_with_is_left_alone():

@@ -62,6 +62,7 @@ def test_two_inner_loops_from_one_state_share_their_start():
     module = network()
     optimizer, lr = MetaSGD(module, lr=0.1), []
     start = extract_state_dict(module, detach_buffers=True)
+    loss(module)  # which writes to the buffers
     for _ in range(2):
         recover_state_dict(module, start)
         optimizer.step(loss(module))

@@ -121,9 +121,8 @@ class InnerOptimizer:
                 override=override,
                 grad_callback=grad_callback,
             )
-        if not self._track:
-            after, state = require_grad(detach(after)), detach(state)
-        self._fmodule.params, self.state = after, state
+        self._fmodule.params = after if self._track else require_grad(detach(after))
+        self.state = state
 
 
 @contextmanager
@@ -152,7 +151,8 @@ def inner_loop(
     Inside the block, call the first value as the module and step the second with losses.
     What the first one returns is then part of the graph of the module's parameters, so
     that an outer loss can be differentiated with respect to them. The module itself is
-    not changed, by nothing that happens in the block.
+    not changed, by nothing that happens in the block. (On CUDA, torch refuses to differentiate
+    cuDNN's recurrent layers twice: run the block under ``torch.backends.cudnn.flags(False)``.)
 
     Args:
         module: Its trainable parameters are the start of the fast weights.
