@@ -152,7 +152,7 @@ def inner_loop(
     What the first one returns is then part of the graph of the module's parameters, so
     that an outer loss can be differentiated with respect to them. The module itself is
     not changed, by nothing that happens in the block. (On CUDA, torch refuses to differentiate
-    cuDNN's recurrent layers twice: run the block under ``torch.backends.cudnn.flags(False)``.)
+    cuDNN's recurrent layers twice: run the block under ``torch.backends.cudnn.flags(enabled=False)``.)
 
     Args:
         module: Its trainable parameters are the start of the fast weights.
