@@ -229,3 +229,11 @@ def test_parameters_computed_from_each_other_are_independent_in_the_loop():
 
     assert end[0].item() == pytest.approx(2 - 0.1 * 6)  # and not minus 0.1 * 12
     assert torch.autograd.grad(end[0], x)[0].item() == pytest.approx(1 - 0.3)
+
+
+def test_losses_of_a_first_order_unroll_are_differentiable_too(start):
+    result = unroll(lambda w: square(w, A), sgd(lr=0.1), start, steps=2, first_order=True)
+    found = torch.autograd.grad(result.losses[1], start)[0]
+
+    slope = A * (A @ result.params.detach() / (1 - 0.1 * (A @ A)))  # the loss before the last step
+    torch.testing.assert_close(found, slope)

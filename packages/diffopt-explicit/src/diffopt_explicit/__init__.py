@@ -131,6 +131,7 @@ from diffopt_explicit._recipes_large import lamb as lamb
 from diffopt_explicit._recipes_large import lars as lars
 from diffopt_explicit._recipes_large import lion as lion
 from diffopt_explicit._recipes_large import muon as muon
+from diffopt_explicit._replay import Replay as Replay
 from diffopt_explicit._rule import Rule as Rule
 from diffopt_explicit._rule import RuleState as RuleState
 from diffopt_explicit._scale import Scale as Scale
@@ -162,6 +163,7 @@ from diffopt_explicit._state_dict import extract_state_dict as extract_state_dic
 from diffopt_explicit._state_dict import recover_state_dict as recover_state_dict
 from diffopt_explicit._stepwise import StepState as StepState
 from diffopt_explicit._stepwise import Stepwise as Stepwise
+from diffopt_explicit._store import Store as Store
 from diffopt_explicit._trace import Trace as Trace
 from diffopt_explicit._trace import TraceState as TraceState
 from diffopt_explicit._trace import trace as trace
@@ -171,7 +173,6 @@ from diffopt_explicit._trust import ScaleByLARS as ScaleByLARS
 from diffopt_explicit._trust import ScaleByTrustRatio as ScaleByTrustRatio
 from diffopt_explicit._trust import scale_by_lars as scale_by_lars
 from diffopt_explicit._trust import scale_by_trust_ratio as scale_by_trust_ratio
-from diffopt_explicit._unroll import Store as Store
 from diffopt_explicit._unroll import UnrollResult as UnrollResult
 from diffopt_explicit._unroll import unroll as unroll
 

@@ -18,18 +18,30 @@ def require_grad(params: Tree) -> Tree:
     A view, where it is part of a graph already: the loss may depend on the same tensor in another
     way, such as by its distance from the start, or by a parameter that was computed from it.
     """
-    return tree_map(
-        lambda p: p.view_as(p) if p.requires_grad else p.detach().requires_grad_(), params
-    )
+
+    def in_graph(param: Tensor) -> Tensor:
+        if param.requires_grad:
+            return param.view_as(param)
+        leaf = param.detach().requires_grad_()
+        leaf.is_inner_leaf = True  # type: ignore[attr-defined]
+        return leaf
+
+    return tree_map(in_graph, params)
 
 
-def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:
+def is_inner_leaf(leaf: Tensor) -> bool:
+    """Whether `require_grad` has made a leaf, for the time of one step."""
+    return hasattr(leaf, "is_inner_leaf")
+
+
+def gradient(loss: Tensor, params: Tree, *, create_graph: bool, keep_graph: bool = False) -> Tree:
     """Return the gradient of `loss`, shaped like `params`; `None` where it does not depend on one.
 
     Args:
         loss: 0-d tensor, a function of `params` by ordinary autograd.
         params: Tree of tensors.
         create_graph: Whether the gradient can be differentiated in turn.
+        keep_graph: Whether at least the loss can be differentiated once more.
 
     Raises:
         ValueError: If the loss is not a 0-d tensor, depends on no parameter at all, or has lost
@@ -42,7 +54,8 @@ def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:
     grads: list[Tensor | None] = [None] * len(leaves)
     learned = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
     if loss.requires_grad and learned:
-        found = _autograd(loss, [leaves[index] for index in learned], create_graph=create_graph)
+        chosen = [leaves[index] for index in learned]
+        found = _autograd(loss, chosen, create_graph=create_graph, keep_graph=keep_graph)
         for index, grad in zip(learned, found, strict=True):
             grads[index] = grad
     if all(grad is None for grad in grads):
@@ -54,10 +67,13 @@ def gradient(loss: Tensor, params: Tree, *, create_graph: bool) -> Tree:
 
 
 def _autograd(
-    loss: Tensor, leaves: list[Tensor], *, create_graph: bool
+    loss: Tensor, leaves: list[Tensor], *, create_graph: bool, keep_graph: bool
 ) -> tuple[Tensor | None, ...]:
+    keep_graph = keep_graph or create_graph
     try:
-        return torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True)
+        return torch.autograd.grad(
+            loss, leaves, create_graph=create_graph, retain_graph=keep_graph, allow_unused=True
+        )
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
@@ -77,10 +93,12 @@ def loss_and_gradient(
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _by_transform(loss, params, create_graph=create_graph)
+    keep_graph = torch.is_grad_enabled()  # then the loss itself is part of the result
     with torch.enable_grad():
         params = require_grad(params)
         value, aux = loss(params)
-        return value, aux, gradient(value, params, create_graph=create_graph)
+        grads = gradient(value, params, create_graph=create_graph, keep_graph=keep_graph)
+        return value, aux, grads
 
 
 def _by_transform(

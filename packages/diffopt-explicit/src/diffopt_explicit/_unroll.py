@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffopt_explicit._apply import apply_updates
 from diffopt_explicit._gradient import loss_and_gradient
+from diffopt_explicit._store import Adjoint, Store
 from diffopt_explicit._transform import Transform, Tree
-from diffopt_explicit._trees import detach
 
 
 class UnrollResult(NamedTuple):
@@ -22,30 +20,6 @@ class UnrollResult(NamedTuple):
     opt_state: Any  # the state of the transform, to go on from
     losses: Tensor  # (steps,), each taken before its step
     aux: list[Any] | None = None  # what the loss returned besides, a step an entry
-
-
-Carry: TypeAlias = tuple[Tree, Any]  # parameters and optimizer state
-Step: TypeAlias = Callable[[Carry, tuple[Tree, ...], bool], tuple[Carry, Tensor, Any]]
-
-
-@dataclass(frozen=True)
-class Store:
-    """Differentiate an unroll by ordinary autograd, which stores the graph of every step.
-
-    The fastest way, exact to any order and under every transform of `torch.func`, with
-    memory that grows with the number of steps.
-    """
-
-    def run(
-        self, step: Step, start: Carry, inputs: list[tuple[Tree, ...]], *, tracked_from: int
-    ) -> tuple[Carry, list[Tensor], list[Any]]:
-        """Take one step for each of `inputs`; record the graph from step `tracked_from` on."""
-        carry, losses, extras = start, [], []
-        for index, arguments in enumerate(inputs):
-            carry, loss, aux = step(carry, arguments, index >= tracked_from)
-            losses.append(loss)
-            extras.append(aux)
-        return carry, losses, extras
 
 
 def unroll(
@@ -58,7 +32,7 @@ def unroll(
     meta_params: Tree | None = None,
     opt_state: Any = None,
     aux: bool = False,
-    adjoint: Store = Store(),
+    adjoint: Adjoint = Store(),
     truncate: int | None = None,
     first_order: bool = False,
 ) -> UnrollResult:
@@ -79,7 +53,8 @@ def unroll(
         meta_params: What the outer loop learns, passed on to `loss`.
         opt_state: State of `tx` to go on from; by default a new one.
         aux: Whether `loss` returns a pair of the loss and anything else to be kept.
-        adjoint: How the unroll is differentiated.
+        adjoint: How the unroll is differentiated: `Store()`, the fastest, or `Replay()`, in the
+            memory of a few states and one step.
         truncate: Differentiate only through the last `truncate` steps; what came before
             is taken as constant (Shaban et al. 2019, truncated back-propagation).
         first_order: Take the inner gradients as constants (first-order MAML).
@@ -109,30 +84,27 @@ def unroll(
     inputs = [(*shared, *batch) for batch in _batches(steps, batches)]
     if truncate is not None and truncate < 0:
         raise ValueError(f"`truncate` must be a number of steps, got {truncate}.")
-    if not isinstance(adjoint, Store):
-        raise TypeError(f"`adjoint` must be `Store()`, got {adjoint!r}.")
+    if not isinstance(adjoint, Adjoint):
+        raise TypeError(f"`adjoint` must be `Store()` or `Replay()`, got {adjoint!r}.")
 
-    def step(carry: Carry, arguments: tuple[Tree, ...], tracked: bool) -> tuple[Carry, Tensor, Any]:
-        tracked = tracked and torch.is_grad_enabled()
-        before, state = carry if tracked else detach(carry)
+    def step(
+        carry: tuple[Tree, Any], arguments: tuple[Tree, ...], create_graph: bool
+    ) -> tuple[tuple[Tree, Any], Tensor, Any]:
+        before, state = carry
         value, extra, grads = loss_and_gradient(
             lambda p: loss(p, *arguments) if aux else (loss(p, *arguments), None),
             before,
-            create_graph=tracked and not first_order,
+            create_graph=create_graph and not first_order,
         )
-        with torch.set_grad_enabled(tracked):
-            updates, state = tx.update(grads, state, before)
-            after = apply_updates(before, updates)
-        value, extra = (value, extra) if tracked else detach((value, extra))
-        return (after, state), value, extra
+        updates, state = tx.update(grads, state, before)
+        return (apply_updates(before, updates), state), value, extra
 
     start = params, tx.init(params) if opt_state is None else opt_state
     tracked_from = 0 if truncate is None else len(inputs) - truncate
     (params, opt_state), losses, extras = adjoint.run(
         step, start, inputs, tracked_from=tracked_from
     )
-    stacked = torch.stack(losses) if losses else torch.empty(0)
-    return UnrollResult(params, opt_state, stacked, extras if aux else None)
+    return UnrollResult(params, opt_state, losses, extras if aux else None)
 
 
 def _batches(steps: int | None, batches: Iterable[Tree] | None) -> list[tuple[Tree, ...]]:

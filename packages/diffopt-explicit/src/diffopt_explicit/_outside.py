@@ -1,0 +1,62 @@
+"""The tensors that a step uses besides its arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from diffopt_explicit._gradient import is_inner_leaf
+from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import tree_leaves
+
+
+class Outside:
+    """Leaves of the graph that steps lead to, although none of their arguments has a graph.
+
+    Such a tensor reaches a step by closure: a learning rate in an optimizer, a weight in a loss.
+    Where it was computed itself, it is the leaves of that computation which are found.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, Tensor] = {}
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What was found, each once."""
+        return list(self._found.values())
+
+    def find(self, results: Tree) -> None:
+        """Follow the graph of what a step returned to its leaves."""
+        pending: list[Any] = []
+        for leaf in tree_leaves(results):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                if leaf.grad_fn is not None:
+                    pending.append(leaf.grad_fn)
+                elif not is_inner_leaf(leaf):
+                    self._found[id(leaf)] = leaf
+        seen: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and not is_inner_leaf(leaf):
+                self._found[id(leaf)] = leaf
+            pending.extend(function for function, _ in node.next_functions)
+
+
+def differentiable(leaf: Any) -> bool:
+    """Whether a leaf of a tree is a tensor that can have a gradient."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def tensors_in_graph(*trees: Tree) -> list[Tensor]:
+    """The different tensors of some trees that require grad."""
+    found: dict[int, Tensor] = {}
+    for tree in trees:
+        for leaf in tree_leaves(tree):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                found[id(leaf)] = leaf
+    return list(found.values())

@@ -1,0 +1,119 @@
+"""States of a run, kept to be returned to."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+Home: TypeAlias = torch.device | str | Path | None
+"""Where snapshots are kept: a device, a folder, or where the tensors are."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the steps from `index` on depend on."""
+
+    index: int
+    carry: Tree | _Moved | _File
+    random: Random
+    buffers: list[Tensor]
+
+    def restore(self, modules: tuple[nn.Module, ...]) -> Tree:
+        """Let random numbers and buffers be as they were, and return the carry."""
+        self.random.restore()
+        set_buffers(modules, self.buffers)
+        return self.carry.load() if isinstance(self.carry, _Moved | _File) else self.carry
+
+
+def take_snapshot(index: int, carry: Tree, modules: tuple[nn.Module, ...], home: Home) -> Snapshot:
+    """Keep the state before step `index`: random numbers and buffers are those of now."""
+    kept = carry
+    if isinstance(home, Path):
+        kept = _File(carry, home)
+    elif home is not None:
+        kept = _Moved(carry, torch.device(home))
+    return Snapshot(index, kept, Random.of(carry), get_buffers(modules))
+
+
+class _Moved:
+    """A carry on another device."""
+
+    def __init__(self, carry: Tree, device: torch.device) -> None:
+        self._devices = tree_map(lambda t: t.device if isinstance(t, Tensor) else None, carry)
+        self._carry = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, carry)
+
+    def load(self) -> Tree:
+        def back(leaf: Any, device: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        return tree_map(back, self._carry, self._devices)
+
+
+class _File:
+    """A carry in a file, which is deleted with this object."""
+
+    def __init__(self, carry: Tree, folder: Path) -> None:
+        leaves, self._spec = tree_flatten(carry)
+        handle, self._path = tempfile.mkstemp(suffix=".pt", prefix="diffopt-", dir=folder)
+        weakref.finalize(self, Path(self._path).unlink, missing_ok=True)
+        with os.fdopen(handle, "wb") as file:
+            torch.save(leaves, file)
+
+    def load(self) -> Tree:
+        return tree_unflatten(self._spec, torch.load(self._path, weights_only=False))
+
+
+@dataclass(frozen=True)
+class Random:
+    """The state of torch's random numbers, on the CPU and on some other devices."""
+
+    cpu: Tensor
+    cuda: dict[torch.device, Tensor]
+
+    @staticmethod
+    def of(tree: Tree) -> Random:
+        """The state now, on the devices that a tree has tensors on."""
+        devices = {leaf.device for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
+        cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+        return Random(torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        """Let random numbers be drawn from here on."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, device)
+
+
+def get_buffers(modules: tuple[nn.Module, ...]) -> list[Tensor]:
+    """Copies of the buffers of some modules."""
+    return [buffer.detach().clone() for module in modules for buffer in module.buffers()]
+
+
+def set_buffers(modules: tuple[nn.Module, ...], saved: list[Tensor]) -> None:
+    """Put such copies back."""
+    live = [buffer for module in modules for buffer in module.buffers()]
+    for buffer, old in zip(live, saved, strict=True):
+        buffer.detach().copy_(old)
+
+
+@contextmanager
+def nothing_changed(tree: Tree, modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Leave random numbers and buffers as they were, whatever happens inside."""
+    random, buffers = Random.of(tree), get_buffers(modules)
+    try:
+        yield
+    finally:
+        random.restore()
+        set_buffers(modules, buffers)

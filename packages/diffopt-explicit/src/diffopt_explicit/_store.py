@@ -1,0 +1,58 @@
+"""Unrolls whose graph is stored, and what all ways to differentiate an unroll have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import detach
+
+Inputs: TypeAlias = Sequence[tuple[Tree, ...]]
+"""What each step gets besides the carry."""
+Step: TypeAlias = Callable[[Tree, tuple[Tree, ...], bool], tuple[Tree, Tensor, Any]]
+"""``step(carry, arguments, create_graph) -> (carry, loss, extra)``: a pure function, in whose
+result gradients that it takes itself have a graph if `create_graph`."""
+
+
+class Unrolled(NamedTuple):
+    """What some steps in a row gave."""
+
+    carry: Tree  # after the last one
+    losses: Tensor  # (steps,), each taken before its step
+    extras: list[Any]  # a step an entry
+
+
+@runtime_checkable
+class Adjoint(Protocol):
+    """A way to differentiate an unroll."""
+
+    def run(self, step: Step, start: Tree, inputs: Inputs, *, tracked_from: int) -> Unrolled:
+        """Take one step for each of `inputs`; differentiable from step `tracked_from` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Store:
+    """Differentiate an unroll by ordinary autograd, which stores the graph of every step.
+
+    The fastest way, exact to any order and under every transform of `torch.func`, with
+    memory that grows with the number of steps.
+    """
+
+    def run(self, step: Step, start: Tree, inputs: Inputs, *, tracked_from: int) -> Unrolled:
+        """Take one step for each of `inputs`; record the graph from step `tracked_from` on."""
+        carry, losses, extras = start, [], []
+        for index, arguments in enumerate(inputs):
+            if index >= tracked_from and torch.is_grad_enabled():
+                carry, loss, extra = step(carry, arguments, True)
+            else:
+                with torch.no_grad():
+                    carry, loss, extra = detach(step(detach(carry), arguments, False))
+            losses.append(loss)
+            extras.append(extra)
+        return Unrolled(carry, torch.stack(losses) if losses else torch.empty(0), extras)
