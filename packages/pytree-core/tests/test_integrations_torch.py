@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
-import pytree_core.integrations.torch as tt
-import torch
 from pytree_core import tree_leaves, tree_map, tree_structure
+
+torch = pytest.importorskip("torch")
+tt = pytest.importorskip("pytree_core.integrations.torch")
 
 
 @pytest.fixture

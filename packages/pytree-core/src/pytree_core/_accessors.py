@@ -2,7 +2,7 @@
 
 import keyword
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, SupportsIndex, overload
+from typing import Any, SupportsIndex, cast, overload
 
 from pytree_core._core import TreeSpec, tree_flatten, tree_structure
 
@@ -124,8 +124,9 @@ class Accessor(tuple[Step, ...]):
     def __getitem__(self, index: slice, /) -> "Accessor": ...
     def __getitem__(self, index: Any, /) -> Any:
         """Get one step, or an accessor of several."""
-        found: Any = super().__getitem__(index)
-        return Accessor(found) if isinstance(index, slice) else found
+        if isinstance(index, slice):
+            return Accessor(super().__getitem__(cast("slice", index)))
+        return cast("Step", super().__getitem__(index))
 
     def __repr__(self) -> str:
         """Show the way as code."""

@@ -9,7 +9,7 @@ PYTREE_NODE = "pytree_node"  # where the metadata of a field says which
 
 
 def register_fields(
-    cls: type, children: tuple[str, ...], static: tuple[str, ...], namespace: str
+    cls: Any, children: tuple[str, ...], static: tuple[str, ...], namespace: str
 ) -> None:
     """Make the objects of a class nodes that are rebuilt field by field."""
 
@@ -21,7 +21,7 @@ def register_fields(
         )
 
     def unflatten(metadata: tuple[Any, ...], subtrees: tuple[Any, ...]) -> Any:
-        node = object.__new__(cls)
+        node: Any = object.__new__(cls)
         for name, value in zip(children + static, (*subtrees, *metadata), strict=True):
             object.__setattr__(node, name, value)
         return node

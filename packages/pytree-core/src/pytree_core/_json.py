@@ -56,7 +56,8 @@ def _encode_data(kind: str, data: Any) -> Any:
         case "custom":
             namespace, cls, metadata, entries = data
             return [namespace, _name(cls), _encode(metadata), _encode(entries)]
-    return data
+        case _:
+            return data
 
 
 def _decode_data(kind: str, data: Any) -> Any:
@@ -81,7 +82,8 @@ def _decode_data(kind: str, data: Any) -> Any:
                     "before loading a TreeSpec with it"
                 )
             return namespace, registration.cls, _decode(metadata), _decode(entries)
-    return data
+        case _:
+            return data
 
 
 def _name(cls: type) -> list[str]:
@@ -93,7 +95,7 @@ def _find(name: list[str]) -> Any:
     module, qualname = name
     found: Any = sys.modules.get(module)
     for part in qualname.split("."):
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
+        found = getattr(found, "__dict__", {}).get(part)
     if not isinstance(found, type):
         raise ValueError(f"the type {module}.{qualname} is not known here: import it first")
     return found
@@ -101,13 +103,12 @@ def _find(name: list[str]) -> Any:
 
 def _encode(value: Any) -> Any:
     """Write a key or metadata so that its type comes back."""
-    if type(value) in _PLAIN:
+    kind = _class_of(value)
+    if kind in _PLAIN:
         return value
-    if type(value) is tuple:
-        return {"tuple": [_encode(item) for item in value]}
-    if type(value) is list:
-        return {"list": [_encode(item) for item in value]}
-    if type(value) is dict:
+    if kind in (tuple, list):
+        return {kind.__name__: [_encode(item) for item in value]}
+    if kind is dict:
         return {"dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
     raise ValueError(f"{value!r} has no safe form in JSON")
 
@@ -123,4 +124,9 @@ def _decode(value: Any) -> Any:
             return [_decode(item) for item in items]
         case "dict":
             return {_decode(key): _decode(item) for key, item in items}
-    raise ValueError(f"{kind!r} is no kind of value")
+        case _:
+            raise ValueError(f"{kind!r} is no kind of value")
+
+
+def _class_of(value: object) -> Any:
+    return type(value)

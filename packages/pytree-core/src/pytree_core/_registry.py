@@ -1,11 +1,12 @@
 """The types that users declared to be nodes."""
 
+import functools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from pytree_core._core import publish
-from pytree_core._tables import FlattenFunc, Registration, UnflattenFunc, tables
+from pytree_core._tables import FlattenFunc, Registration, UnflattenFunc, check_namespace, tables
 
 T = TypeVar("T", bound=type)
 
@@ -58,11 +59,11 @@ def register_pytree_node(
 def add(registration: Registration) -> None:
     """Check a registration and publish it."""
     cls, flatten_func, unflatten_func, namespace, _ = registration
-    if not isinstance(cls, type):
+    if not _is_type(cls):
         raise TypeError(f"`cls` must be a type, got {cls!r}.")
     if not callable(flatten_func) or not callable(unflatten_func):
         raise TypeError("`flatten_func` and `unflatten_func` must be callable.")
-    _check_namespace(namespace)
+    check_namespace(namespace)
     if cls in _BUILT_IN:
         raise ValueError(f"{cls.__qualname__} is a node already, and stays the one it is.")
     table = tables.get(namespace, {})
@@ -110,7 +111,7 @@ def register_pytree_node_class(cls: Any = None, *, namespace: str = "") -> Any:
         >>> pt.unregister_pytree_node(Box, namespace="doc")
     """
     if cls is None:
-        return lambda cls: register_pytree_node_class(cls, namespace=namespace)
+        return functools.partial(register_pytree_node_class, namespace=namespace)
     if not hasattr(cls, "tree_flatten") or not hasattr(cls, "tree_unflatten"):
         raise TypeError(f"{cls!r} must have the methods `tree_flatten` and `tree_unflatten`.")
     return register_pytree_node(
@@ -182,16 +183,15 @@ def unregister_pytree_node(cls: type, *, namespace: str) -> None:
         >>> pt.tree_structure(Box(), namespace="doc").num_leaves
         1
     """
-    _check_namespace(namespace)
+    check_namespace(namespace)
     table = dict(tables.get(namespace, {}))
     if table.pop(cls, None) is None:
         raise ValueError(f"{cls!r} is not registered in the namespace {namespace!r}.")
     _replace(namespace, table)
 
 
-def _check_namespace(namespace: str) -> None:
-    if not isinstance(namespace, str):
-        raise TypeError(f"`namespace` must be a string, got {namespace!r}.")
+def _is_type(cls: object) -> bool:
+    return isinstance(cls, type)
 
 
 def _replace(namespace: str, table: dict[type, Registration]) -> None:

@@ -31,13 +31,11 @@ def tree_replace_nones(
         >>> pt.tree_replace_nones(0, {"a": None, "b": [1, None]})
         {'a': 0, 'b': [1, 0]}
     """
-    return tree_map(
-        lambda leaf: value if leaf is None else leaf,
-        tree,
-        is_leaf=is_leaf,
-        none_is_leaf=True,
-        namespace=namespace,
-    )
+
+    def replace(leaf: Any) -> Any:
+        return value if leaf is None else leaf
+
+    return tree_map(replace, tree, is_leaf=is_leaf, none_is_leaf=True, namespace=namespace)
 
 
 def tree_map_only(
@@ -66,12 +64,12 @@ def tree_map_only(
         {'a': 'X', 'b': [1, 'Y']}
     """
     chosen = _predicate(which)
+
+    def map_chosen(leaf: Any) -> Any:
+        return func(leaf) if chosen(leaf) else leaf
+
     return tree_map(
-        lambda leaf: func(leaf) if chosen(leaf) else leaf,
-        tree,
-        is_leaf=is_leaf,
-        none_is_leaf=none_is_leaf,
-        namespace=namespace,
+        map_chosen, tree, is_leaf=is_leaf, none_is_leaf=none_is_leaf, namespace=namespace
     )
 
 
@@ -200,13 +198,11 @@ def tree_filter(
         >>> kept, pt.tree_leaves(kept)
         ({'a': None, 'b': [2, 3]}, [2, 3])
     """
-    return tree_map(
-        lambda leaf: leaf if predicate(leaf) else fillvalue,
-        tree,
-        is_leaf=is_leaf,
-        none_is_leaf=none_is_leaf,
-        namespace=namespace,
-    )
+
+    def keep(leaf: Any) -> Any:
+        return leaf if predicate(leaf) else fillvalue
+
+    return tree_map(keep, tree, is_leaf=is_leaf, none_is_leaf=none_is_leaf, namespace=namespace)
 
 
 def tree_combine(

@@ -45,8 +45,8 @@ def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, 
         The children, the metadata and the entries, one a child.
     """
     name = registration.cls.__qualname__
-    result = registration.flatten_func(tree)
-    if not isinstance(result, tuple) or len(result) not in (2, 3):
+    result: Any = registration.flatten_func(tree)
+    if not _is_tuple(result) or len(result) not in (2, 3):
         raise TypeError(
             f"The flatten function of {name} must return (children, metadata) or "
             f"(children, metadata, entries), got {result!r}."
@@ -60,3 +60,13 @@ def parts(registration: Registration, tree: Any) -> tuple[tuple[Any, ...], Any, 
             f"and {len(entries)} entries."
         )
     return children, result[1], entries
+
+
+def check_namespace(namespace: object) -> None:
+    """Refuse what is no name of a namespace."""
+    if not isinstance(namespace, str):
+        raise TypeError(f"`namespace` must be a string, got {namespace!r}.")
+
+
+def _is_tuple(value: object) -> bool:
+    return isinstance(value, tuple)

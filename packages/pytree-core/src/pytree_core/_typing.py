@@ -5,6 +5,6 @@ from typing import Any, TypeAlias, TypeVar, Union
 
 T = TypeVar("T")
 
-# A tree of leaves of type T. Not by |, of which a string cannot be an operand. Read-only containers, because a
+# Not by |, of which a string cannot be an operand. Read-only containers, because a
 # `dict[str, Tensor]` is no `dict[str, PyTree[Tensor]]`.
 PyTree: TypeAlias = Union[T, "Sequence[PyTree[T]]", "Mapping[Any, PyTree[T]]", None]

@@ -37,7 +37,7 @@ def transform(
     done: list[TreeSpec] = []
     for level in treespec.levels():
         replace = f_leaf if level.is_leaf() else f_node
-        new = level if replace is None else replace(level)
+        new: Any = level if replace is None else replace(level)
         if not isinstance(new, TreeSpec):
             raise TypeError(f"Structures must be replaced by structures, got {new!r} for {level}.")
         if level.is_leaf():

@@ -1,6 +1,7 @@
 """Dataclasses that are nodes: `dataclass`, `field` and `register_node`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -36,7 +37,7 @@ def field(*, pytree_node: bool = True, **options: Any) -> Any:
         >>> pt.tree_leaves(Layer(1.5, "first"), namespace="doc-field")
         [1.5]
     """
-    metadata = {**(options.pop("metadata", None) or {}), PYTREE_NODE: pytree_node}
+    metadata: dict[Any, Any] = {**(options.pop("metadata", None) or {}), PYTREE_NODE: pytree_node}
     return dataclasses.field(metadata=metadata, **options)
 
 
@@ -70,7 +71,7 @@ def dataclass(cls: Any = None, /, *, namespace: str = "", **options: Any) -> Any
         Point(x=-1.0, y=-2.0)
     """
     if cls is None:
-        return lambda cls: dataclass(cls, namespace=namespace, **options)
+        return functools.partial(dataclass, namespace=namespace, **options)
     return register_node(dataclasses.dataclass(**options)(cls), namespace=namespace)
 
 

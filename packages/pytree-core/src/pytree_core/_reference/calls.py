@@ -6,12 +6,14 @@ from typing import Any
 from pytree_core._reference.kinds import (
     MAPPINGS,
     Kind,
+    class_of,
+    items_of,
     kind_of,
     sorted_keys,
     struct_sequence_entries,
 )
 from pytree_core._reference.treespec import LEAF, TreeSpec, check_treespec
-from pytree_core._tables import lookup, parts
+from pytree_core._tables import check_namespace, lookup, parts
 
 IsLeaf = Callable[[Any], "bool | None"]
 
@@ -19,7 +21,7 @@ IsLeaf = Callable[[Any], "bool | None"]
 def is_declared_leaf(is_leaf: IsLeaf | None, tree: Any) -> bool:
     """Call a predicate, if there is one, which must return a bool or None."""
     verdict = is_leaf is not None and is_leaf(tree)
-    if verdict is not None and not isinstance(verdict, bool):
+    if class_of(verdict) not in (bool, type(None)):
         raise TypeError(f"`is_leaf` must return a bool, got {verdict!r}")
     return bool(verdict)
 
@@ -29,19 +31,20 @@ def tree_flatten(
 ) -> tuple[list[Any], TreeSpec]:
     """See `pytree_core.tree_flatten`."""
     leaves: list[Any] = []
-    if not isinstance(namespace, str):
-        raise TypeError(f"`namespace` must be a string, got {namespace!r}.")
+    check_namespace(namespace)
 
     def flatten(tree: Any) -> TreeSpec:
         if is_declared_leaf(is_leaf, tree):
             leaves.append(tree)
             return LEAF
         kind = kind_of(tree, none_is_leaf, namespace)
-        cls: Any = type(tree)
+        cls = class_of(tree)
         metadata: Any = None
         children: Iterable[Any] = ()
         registration = None
-        entries = keys = insertion = ()
+        entries: tuple[Any, ...] = ()
+        keys: tuple[Any, ...] = ()
+        insertion: tuple[Any, ...] = ()
         match kind:
             case Kind.LEAF:
                 leaves.append(tree)
@@ -51,8 +54,8 @@ def tree_flatten(
                 assert registration
                 children, metadata, entries = parts(registration, tree)
             case kind if kind in MAPPINGS:
-                items = dict(tree.items() if kind is Kind.ORDERED_DICT else dict.items(tree))
-                insertion = tuple(items)
+                items = items_of(tree)
+                insertion = tuple(tree if kind is Kind.ORDERED_DICT else items)
                 keys = insertion if kind is Kind.ORDERED_DICT else sorted_keys(insertion)
                 metadata = tree.default_factory if kind is Kind.DEFAULT_DICT else None
                 children, entries = [items[key] for key in keys], keys
@@ -60,6 +63,8 @@ def tree_flatten(
                 metadata, children = tree.maxlen, list(tree)
             case Kind.TUPLE | Kind.LIST | Kind.NAMED_TUPLE | Kind.STRUCT_SEQUENCE:
                 children = tree
+            case _:
+                pass  # None has no children
         nested = tuple(map(flatten, children))
         if kind is Kind.NAMED_TUPLE:
             entries = cls._fields

@@ -26,7 +26,7 @@ class Kind(Enum):
     CUSTOM = "custom"
 
 
-EXACT = {
+EXACT: dict[type[Any], Kind] = {
     type(None): Kind.NONE,
     tuple: Kind.TUPLE,
     list: Kind.LIST,
@@ -39,60 +39,80 @@ MAPPINGS = {Kind.DICT, Kind.DICT_SUBCLASS, Kind.ORDERED_DICT, Kind.DEFAULT_DICT}
 FIXED_ARITY = {Kind.NAMED_TUPLE, Kind.STRUCT_SEQUENCE}
 
 
+_DICT: Any = dict
+TUPLE: Any = tuple
+
+
+def class_of(tree: object) -> Any:
+    """Get the type of an object, of which nothing is known."""
+    return type(tree)
+
+
+def items_of(tree: dict[Any, Any]) -> dict[Any, Any]:
+    """Read a dict, past the methods of its class."""
+    return dict(_DICT.items(tree))
+
+
 def kind_of(tree: Any, none_is_leaf: bool = False, namespace: str = "") -> Kind:
     """Tell what kind of node an object is, by its type.
 
     A subclass of `dict` is a node if its constructor is the one of `dict`, so that it can
     be rebuilt. Other subclasses of containers are leaves (`torch.Size` is a tuple).
     """
-    cls = type(tree)
+    cls = class_of(tree)
     if cls in EXACT:
         return Kind.LEAF if tree is None and none_is_leaf else EXACT[cls]
     if lookup(cls, namespace):
         return Kind.CUSTOM
-    if issubclass(cls, tuple):
+    if is_tuple_class(cls):
         if is_struct_sequence_class(cls):
             return Kind.STRUCT_SEQUENCE
-        if is_namedtuple_class(cls) and len(tree) == len(cls._fields):  # type: ignore[attr-defined]
+        if is_namedtuple_class(cls) and len(tree) == len(cls._fields):
             return Kind.NAMED_TUPLE
     elif is_mapping_class(cls):
         return Kind.DICT_SUBCLASS
     return Kind.LEAF
 
 
-def is_mapping_class(cls: type) -> bool:
+def is_tuple_class(cls: Any) -> bool:
+    """Tell whether a class is a subclass of tuple."""
+    return issubclass(cls, tuple)
+
+
+def is_mapping_class(cls: Any) -> bool:
     """Tell whether a class is a kind of dict, or keeps the constructor of `dict`."""
     return cls in (OrderedDict, defaultdict) or (
-        issubclass(cls, dict) and cls.__init__ is dict.__init__ and cls.__new__ is dict.__new__
+        issubclass(cls, _DICT) and cls.__init__ is _DICT.__init__ and cls.__new__ is _DICT.__new__
     )
 
 
 def is_namedtuple_class(cls: type) -> bool:
     """Tell whether a subclass of tuple was made by `collections.namedtuple`."""
-    fields = getattr(cls, "_fields", None)
+    fields: Any = getattr(cls, "_fields", None)
     return (
-        type(fields) is tuple
+        class_of(fields) is tuple
         and all(type(name) is str for name in fields)
         and callable(getattr(cls, "_make", None))
     )
 
 
-def is_struct_sequence_class(cls: type) -> bool:
+def is_struct_sequence_class(cls: Any) -> bool:
     """Tell whether a subclass of tuple is a struct sequence that can be made anew."""
     counts = ("n_fields", "n_sequence_fields", "n_unnamed_fields")
     return (
-        cls.__base__ is tuple
+        cls.__base__ is TUPLE
         and not cls.__flags__ & 1 << 10  # Py_TPFLAGS_BASETYPE
-        and all(type(vars(cls).get(name)) is int for name in counts)
-        and cls.__new__ is not tuple.__new__
+        and all(type(cls.__dict__.get(name)) is int for name in counts)
+        and cls.__new__ is not TUPLE.__new__
     )
 
 
 def struct_sequence_entries(cls: Any) -> tuple[Any, ...]:
     """Name the visible fields in order; one without a name goes by its index."""
     probe = cls(range(cls.n_fields))
-    members = (k for k, v in vars(cls).items() if isinstance(v, MemberDescriptorType))
-    names = {getattr(probe, name): name for name in members}
+    attributes: dict[str, Any] = dict(cls.__dict__)
+    members = [k for k, v in attributes.items() if isinstance(v, MemberDescriptorType)]
+    names: dict[Any, Any] = {getattr(probe, name): name for name in members}
     return tuple(names.get(i, i) for i in range(cls.n_sequence_fields))
 
 

@@ -17,11 +17,13 @@ def describe(tree: Any) -> str:
     """Describe what was found in a tree: ``a list of 3``, ``None``, ``an int``."""
     if tree is None:
         return "None"
-    if isinstance(tree, (dict, list, tuple, deque)):
-        return count(type(tree), len(tree))
-    return with_article(type(tree))
+    return count(type(tree), len(tree)) if _has_length(tree) else with_article(type(tree))
 
 
 def with_article(cls: Any) -> str:
     name = cls.__qualname__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _has_length(tree: object) -> bool:
+    return isinstance(tree, (dict, list, tuple, deque))

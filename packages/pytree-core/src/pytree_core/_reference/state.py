@@ -6,9 +6,11 @@ from typing import Any
 from pytree_core._reference.kinds import (
     EXACT,
     Kind,
+    class_of,
     is_mapping_class,
     is_namedtuple_class,
     is_struct_sequence_class,
+    is_tuple_class,
     sorted_keys,
     struct_sequence_entries,
 )
@@ -30,7 +32,7 @@ def treespec_from_state(state: Any, /) -> TreeSpec:
     _require(_is_tuple_of(state, 2), "it is not (version, nodes)")
     version, nodes = state
     _require(type(version) is int and version == _VERSION, "its version is unknown")
-    _require(type(nodes) is tuple, "its nodes are not a tuple")
+    _require(class_of(nodes) is tuple, "its nodes are not a tuple")
     roots: list[TreeSpec] = []
     for node in nodes:
         _require(_is_tuple_of(node, 3), "a node is not (kind, arity, data)")
@@ -63,7 +65,8 @@ def _data_of(treespec: TreeSpec) -> Any:
         case Kind.CUSTOM if treespec.registration:
             namespace, cls = treespec.registration.namespace, treespec.registration.cls
             return namespace, cls, treespec.metadata, treespec.names
-    return None
+        case _:
+            return None
 
 
 def _read(kind: Kind, data: Any, nested: tuple[TreeSpec, ...]) -> TreeSpec:
@@ -82,20 +85,21 @@ def _read(kind: Kind, data: Any, nested: tuple[TreeSpec, ...]) -> TreeSpec:
             _require(fits, "a deque is longer than its maxlen")
             return TreeSpec(kind, _TYPES[kind], data, nested=nested, names=indices)
         case Kind.NAMED_TUPLE:
-            _require(isinstance(data, type), "a type is missing")
-            tuples = issubclass(data, tuple) and not is_struct_sequence_class(data)
+            _require(_is_type(data), "a type is missing")
+            tuples = is_tuple_class(data) and not is_struct_sequence_class(data)
             _require(tuples and is_namedtuple_class(data), "a type is no namedtuple")
-            names = data._fields  # type: ignore[attr-defined]
+            names = data._fields
             _require(len(names) == arity, "a namedtuple has another number of fields")
             return TreeSpec(kind, data, nested=nested, names=names)
         case Kind.STRUCT_SEQUENCE:
-            _require(isinstance(data, type), "a type is missing")
+            _require(_is_type(data), "a type is missing")
             names = struct_sequence_entries(data) if is_struct_sequence_class(data) else ()
             _require(len(names) == arity > 0, "a type is no struct sequence of this size")
             return TreeSpec(kind, data, nested=nested, names=names)
         case Kind.CUSTOM:
             return _read_custom(data, nested)
-    return _read_mapping(kind, data, nested)
+        case _:
+            return _read_mapping(kind, data, nested)
 
 
 def _read_mapping(kind: Kind, data: Any, nested: tuple[TreeSpec, ...]) -> TreeSpec:
@@ -104,7 +108,7 @@ def _read_mapping(kind: Kind, data: Any, nested: tuple[TreeSpec, ...]) -> TreeSp
         _require(_is_tuple_of(data, 2), "the keys of a dict are missing")
         first, data = data
         if kind is Kind.DICT_SUBCLASS:
-            _require(isinstance(first, type), "a type is missing")
+            _require(_is_type(first), "a type is missing")
             rebuilt = is_mapping_class(first) and first not in EXACT
             _require(rebuilt, "a dict cannot be rebuilt")
             cls = first
@@ -125,7 +129,7 @@ def _read_custom(data: Any, nested: tuple[TreeSpec, ...]) -> TreeSpec:
     complete = _is_tuple_of(data, 4) and isinstance(data[0], str)
     _require(complete, "a registered type is incomplete")
     namespace, cls, metadata, names = data
-    _require(isinstance(cls, type), "a type is missing")
+    _require(_is_type(cls), "a type is missing")
     registration = tables.get(namespace, {}).get(cls)
     if registration is None:
         raise ValueError(
@@ -137,7 +141,11 @@ def _read_custom(data: Any, nested: tuple[TreeSpec, ...]) -> TreeSpec:
 
 
 def _is_tuple_of(value: Any, size: int) -> bool:
-    return type(value) is tuple and len(value) == size
+    return class_of(value) is tuple and len(value) == size
+
+
+def _is_type(value: object) -> bool:
+    return isinstance(value, type)
 
 
 def _require(condition: bool, what: str) -> None:

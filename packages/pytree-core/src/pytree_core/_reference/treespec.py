@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, SupportsIndex
 
-from pytree_core._reference.kinds import FIXED_ARITY, MAPPINGS, Kind, is_mapping_class
+from pytree_core._reference.kinds import (
+    FIXED_ARITY,
+    MAPPINGS,
+    TUPLE,
+    Kind,
+    class_of,
+    is_mapping_class,
+    items_of,
+)
 from pytree_core._reference.messages import MismatchError, count, describe, with_article
 from pytree_core._step import step
 from pytree_core._tables import Registration, parts
@@ -85,22 +93,28 @@ class TreeSpec:
             case Kind.DEQUE:
                 return deque(children, self.metadata)
             case Kind.NAMED_TUPLE:
-                return tuple.__new__(cls, children)
+                return TUPLE.__new__(cls, children)  # its own may take something else
             case Kind.CUSTOM if self.registration:
                 return self.registration.unflatten_func(self.metadata, children)
             case kind if kind in MAPPINGS:
                 by_key = dict(zip(self.names, children, strict=True))
                 items = {key: by_key[key] for key in self.insertion}
                 return defaultdict(self.metadata, items) if cls is defaultdict else cls(items)
-        return cls(children)
+            case _:
+                return cls(children)
 
     def flatten_up_to(self, tree: Any) -> list[Any]:
         subtrees: list[Any] = []
-        errors: list[str] = []
-        self._up_to(tree, "", subtrees, errors)
+        errors = self.match(tree, subtrees)
         if errors:
             raise ValueError(errors[0])
         return subtrees
+
+    def match(self, tree: Any, subtrees: list[Any]) -> list[str]:
+        """Collect what a tree has at the leaves; list where it differs above them."""
+        errors: list[str] = []
+        self._up_to(tree, "", subtrees, errors)
+        return errors
 
     def _up_to(self, tree: Any, path: str, subtrees: list[Any], errors: list[str]) -> None:
         if self.kind is Kind.LEAF:
@@ -116,8 +130,8 @@ class TreeSpec:
 
     def _children_of(self, tree: Any) -> Iterable[Any]:
         expected = "None" if self.kind is Kind.NONE else count(self.type, self.num_children)
-        if self.kind in MAPPINGS and is_mapping_class(type(tree)):
-            items = dict(dict.items(tree))
+        if self.kind in MAPPINGS and is_mapping_class(class_of(tree)):
+            items = items_of(tree)
             missing = [key for key in self.names if key not in items]
             unexpected = [key for key in items if key not in set(self.names)]
             if missing or unexpected:
@@ -125,7 +139,7 @@ class TreeSpec:
                 changes += [f"with {unexpected!r} besides"] * bool(unexpected)
                 raise MismatchError(
                     f"expected the keys {list(self.names)!r}, "
-                    f"got {with_article(type(tree))} {' and '.join(changes)}"
+                    f"got {with_article(class_of(tree))} {' and '.join(changes)}"
                 )
             return [items[key] for key in self.names]
         if type(tree) is not self.type:
@@ -249,6 +263,8 @@ class TreeSpec:
             case kind if kind in FIXED_ARITY:
                 pairs = zip(self.names, shown, strict=True)
                 return f"{name}({', '.join(f'{e}={s}' for e, s in pairs)})"
+            case _:
+                pass
         pairs = zip(self.names, shown, strict=True)
         items = "{" + ", ".join(f"{key!r}: {s}" for key, s in pairs) + "}"
         if self.kind is Kind.DEFAULT_DICT:
@@ -261,9 +277,7 @@ LEAF = TreeSpec(Kind.LEAF)
 
 def mismatches(treespec: TreeSpec, tree: Any) -> list[str]:
     """List all places where a tree does not have the structure, from left to right."""
-    errors: list[str] = []
-    treespec._up_to(tree, "", [], errors)
-    return errors
+    return treespec.match(tree, [])
 
 
 def check_treespec(treespec: object) -> None:

@@ -1,5 +1,6 @@
 """Arithmetic on trees whose leaves know ``+``, ``-`` and ``*``."""
 
+import functools
 import operator
 from typing import Any
 
@@ -68,7 +69,7 @@ def tree_scalar_mul(scalar: Any, tree: Any, /) -> Any:
         >>> tree_scalar_mul(2, {"x": 1, "y": [2]})
         {'x': 2, 'y': [4]}
     """
-    return tree_map(lambda leaf: scalar * leaf, tree)
+    return tree_map(functools.partial(operator.mul, scalar), tree)
 
 
 def tree_add_scalar_mul(a: Any, scalar: Any, b: Any, /) -> Any:
@@ -86,4 +87,8 @@ def tree_add_scalar_mul(a: Any, scalar: Any, b: Any, /) -> Any:
         >>> tree_add_scalar_mul((1, 2), 10, (3, 4))
         (31, 42)
     """
-    return tree_map(lambda x, y: x + scalar * y, a, b)
+
+    def add(x: Any, y: Any) -> Any:
+        return x + scalar * y
+
+    return tree_map(add, a, b)

@@ -31,7 +31,8 @@ class Unravel:
                 f"expected a vector of {sum(sizes)} {self.dtype}, "
                 f"got {vector.dtype} of shape {vector.shape}"
             )
-        leaves, start = [], 0
+        leaves: list[Any] = []
+        start = 0
         for size, shape, dtype in zip(sizes, self.shapes, self.dtypes, strict=True):
             piece = vector[start : start + size].reshape(shape)
             leaves.append((piece if dtype.kind == "c" else piece.real).astype(dtype))

@@ -47,13 +47,7 @@ def register_with_torch(cls: type | None = None, *, namespace: str = "") -> None
 
     def flatten_with_keys(node: Any) -> tuple[list[Any], Any]:
         children, metadata, entries = parts(registration, node)
-        keys = (
-            torch_trees.GetAttrKey(entry)
-            if isinstance(entry, str)
-            else torch_trees.SequenceKey(entry)
-            for entry in entries
-        )
-        return list(zip(keys, children, strict=True)), metadata
+        return list(zip(map(_key, entries), children, strict=True)), metadata
 
     def unflatten(children: Any, metadata: Any) -> Any:
         return registration.unflatten_func(metadata, tuple(children))
@@ -98,3 +92,8 @@ def register_with_dynamo() -> None:
     ):
         substitute: Any = substitute_in_graph(getattr(_core, name), skip_signature_check=True)
         substitute(getattr(_reference, name))
+
+
+def _key(entry: Any) -> Any:
+    make: Any = torch_trees.GetAttrKey if isinstance(entry, str) else torch_trees.SequenceKey
+    return make(entry)

@@ -1,5 +1,6 @@
 """Classes of attrs that are nodes: `define`, `frozen`, `field` and `register_node`."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -37,7 +38,7 @@ def field(*, pytree_node: bool = True, **options: Any) -> Any:
         >>> pt.tree_leaves(Layer(1.5, "first"), namespace="doc-attrs-field")
         [1.5]
     """
-    metadata = {**(options.pop("metadata", None) or {}), PYTREE_NODE: pytree_node}
+    metadata: dict[Any, Any] = {**(options.pop("metadata", None) or {}), PYTREE_NODE: pytree_node}
     return attrs.field(metadata=metadata, **options)
 
 
@@ -71,7 +72,7 @@ def define(cls: Any = None, /, *, namespace: str = "", **options: Any) -> Any:
         Point(x=-1.0, y=-2.0)
     """
     if cls is None:
-        return lambda cls: define(cls, namespace=namespace, **options)
+        return functools.partial(define, namespace=namespace, **options)
     return register_node(attrs.define(**options)(cls), namespace=namespace)
 
 

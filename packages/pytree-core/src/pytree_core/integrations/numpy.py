@@ -61,9 +61,11 @@ def tree_vdot(a: Any, b: Any, /) -> Any:
     """
 
     def vdot(path: tuple[Any, ...], x: Any, y: Any) -> Any:
-        if np.shape(x) != np.shape(y):
-            raise ValueError(f"at {path}: the shapes {np.shape(x)} and {np.shape(y)} differ")
-        return np.vdot(x, y)
+        first, second = np.asarray(x), np.asarray(y)
+        if first.shape != second.shape:
+            raise ValueError(f"at {path}: the shapes {first.shape} and {second.shape} differ")
+        product: Any = np.vdot(first, second)
+        return product
 
     return functools.reduce(np.add, tree_leaves(tree_map_with_path(vdot, a, b)), 0.0)
 

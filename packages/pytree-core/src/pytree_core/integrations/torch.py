@@ -48,7 +48,7 @@ class Unravel:
                 f"expected a vector of {sum(sizes)} {self.dtype}, "
                 f"got {vector.dtype} of shape {tuple(vector.shape)}"
             )
-        pieces = zip(vector.split(sizes), self.shapes, self.dtypes, strict=True)
+        pieces = zip(torch.split(vector, sizes), self.shapes, self.dtypes, strict=True)
         return self.treespec.unflatten(_as(piece.reshape(s), dtype) for piece, s, dtype in pieces)
 
 
@@ -130,8 +130,9 @@ def tree_l2_norm(tree: Any, /, *, squared: bool = False) -> Tensor:
     """
     if squared:
         return tree_vdot(tree, tree).real
-    norms = [torch.linalg.vector_norm(leaf) for leaf in tree_leaves(tree)]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    linalg: Any = torch.linalg  # whose functions have no types
+    norms: list[Tensor] = [linalg.vector_norm(leaf) for leaf in tree_leaves(tree)]
+    return linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def tree_zeros_like(tree: Any, /) -> Any:
