@@ -342,6 +342,22 @@ def test_a_loss_that_has_lost_its_graph_is_refused():
         assert opt.state is state
 
 
+@pytest.mark.parametrize(
+    "transform", [torch.func.grad, lambda f: lambda lr: torch.func.vmap(f)(lr[None])]
+)
+def test_a_loss_under_a_transform_of_torch_func_is_refused_with_a_way_out(transform):
+    module, x = nn.Linear(2, 1), torch.ones(1, 2)
+
+    def end(lr):
+        with inner_loop(module, sgd(0.1), override={"lr": lr}) as (fmodule, opt):
+            for _ in range(2):
+                opt.step(fmodule(x).square().sum())
+            return fmodule(x).sum()
+
+    with pytest.raises(ValueError, match=r"under a transform of `torch.func`, .* Use `unroll`"):
+        transform(end)(torch.tensor(0.1))
+
+
 @pytest.mark.parametrize("where", ["override", "callback"])
 def test_an_error_in_a_step_changes_nothing(where):
     module = nn.Linear(2, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_map, tree_unflatten
@@ -44,13 +45,18 @@ def gradient(loss: Tensor, params: Tree, *, create_graph: bool, keep_graph: bool
         keep_graph: Whether at least the loss can be differentiated once more.
 
     Raises:
-        ValueError: If the loss is not a 0-d tensor, depends on no parameter at all, or has lost
-            the graph by which it does.
+        ValueError: If the loss is not a 0-d tensor, depends on no parameter at all, has lost the
+            graph by which it does, or has none because of a transform of `torch.func`.
     """
     if not isinstance(loss, Tensor) or loss.dim():
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
         raise ValueError(f"The loss must be a 0-d tensor, got {found}. Take its mean or sum.")
     leaves, spec = tree_flatten(params)
+    if any(map(is_functorch_wrapped_tensor, (loss, *leaves))):
+        raise ValueError(
+            "The loss was computed under a transform of `torch.func`, where it has no graph of "
+            "autograd. Use `unroll`, which is given the loss as a function."
+        )
     grads: list[Tensor | None] = [None] * len(leaves)
     learned = [index for index, leaf in enumerate(leaves) if leaf.requires_grad]
     if loss.requires_grad and learned:

@@ -151,8 +151,10 @@ def inner_loop(
     Inside the block, call the first value as the module and step the second with losses.
     What the first one returns is then part of the graph of the module's parameters, so
     that an outer loss can be differentiated with respect to them. The module itself is
-    not changed, by nothing that happens in the block. (On CUDA, torch refuses to differentiate
-    cuDNN's recurrent layers twice: run the block under ``torch.backends.cudnn.flags(enabled=False)``.)
+    not changed, by nothing that happens in the block.
+
+    On CUDA, torch refuses to differentiate cuDNN's recurrent layers twice: with such layers, run
+    the block under ``torch.backends.cudnn.flags(enabled=False)``.
 
     Args:
         module: Its trainable parameters are the start of the fast weights.
