@@ -139,7 +139,7 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> bool:
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test on both paths."""
     if request.param == "composed":
-        monkeypatch.setattr(_step, "is_fusible", lambda *_: False)
+        monkeypatch.setattr(_step, "look", lambda *_: None)
     return request.param
 
 
@@ -150,7 +150,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(path: str, function: Callable[..., Any], *args: Any) -> Any:
         with monkeypatch.context() as patch:
             if path == "composed":
-                patch.setattr(_step, "is_fusible", lambda *_: False)
+                patch.setattr(_step, "look", lambda *_: None)
             return function(*args)
 
     return run

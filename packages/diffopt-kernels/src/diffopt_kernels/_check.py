@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffopt_kernels._explain import Found
 from diffopt_kernels._rule import Call, Rule
 
 Number = float | Tensor | Sequence[float | Tensor]
@@ -26,12 +27,12 @@ def check(
     params: Sequence[Tensor] | None,
     decoupled: bool,
     maximize: bool,
-    is_fusible: Callable[[Sequence[Any], Sequence[Any]], bool],
-) -> tuple[Call, tuple[Any, ...], bool]:
-    """Return the call, its flat inputs, and whether it may take the fused path.
+    look: Callable[[Sequence[Any], Sequence[Tensor]], Found | None],
+) -> tuple[Call, tuple[Any, ...], Found | None]:
+    """Return the call, its flat inputs, and where they lie if they may take the fused path.
 
-    Raises what is wrong with the arguments. What is fusible is known to be right, and is not
-    looked at a second time: that would be a good part of a small step.
+    Raises what is wrong with the arguments. Tensors that may take it are known to be right, and
+    are not looked at a second time: that would be a good part of a small step.
     """
     hyper: list[Checked] = []
     for (name, below), value in zip(rule.numbers.items(), numbers, strict=True):
@@ -48,8 +49,8 @@ def check(
     columns = (grads, *states) if params is None else (grads, *states, params)
     plain = {type(x) for x in hyper} == {float}
     learned = [] if plain else [x for x in hyper if isinstance(x, Tensor)]
-    fusible = not torch.compiler.is_compiling() and is_fusible(columns, learned)
-    if not fusible:
+    found = None if torch.compiler.is_compiling() else look(columns, learned)
+    if found is None:
         names = ("grads", *rule.states[variant], "params")
         check_tensors(dict(zip(names, columns, strict=False)))
         for name, value in zip((*rule.numbers, "weight_decay"), hyper, strict=True):
@@ -61,7 +62,7 @@ def check(
     call = Call(rule, variant, steps, kind, bool(maximize), plain)
     if params is not None and not has_params:
         columns = columns[:-1]
-    return call, (*hyper, *chain.from_iterable(columns)), fusible
+    return call, (*hyper, *chain.from_iterable(columns)), found
 
 
 def check_tensors(columns: dict[str, Sequence[Tensor]]) -> None:

@@ -1,8 +1,9 @@
 """Which path tensors take, and why; how the native part was built."""
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,27 +12,7 @@ from torch.autograd import forward_ad
 from diffopt_kernels import _native
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
-
-_keys = torch._C._dispatch_keys
-_raw = torch._C.DispatchKeySet.raw_repr
-
-
-@functools.cache
-def _plain(device: str) -> frozenset[int]:
-    """Return the dispatch keys of a device's tensors that are nothing but memory.
-
-    They tell all that could make a tensor's address useless: another device or layout, a lazy
-    negation, a wrapper of a function transform (even one that has ended), a subclass.
-    """
-    if device not in ("cpu", "cuda"):
-        return frozenset()
-    usual = _raw(_keys(torch.empty(0, device=device)))
-    with torch.inference_mode():
-        return frozenset((usual, _raw(_keys(torch.empty(0, device=device)))))
-
-
-_PLAIN = _plain("cpu")
+_TYPES = (Tensor, torch.nn.Parameter)
 
 
 @functools.cache
@@ -50,7 +31,7 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         return
     first = tensors[0]
     for i, tensor in enumerate(tensors):
-        if _raw(_keys(tensor)) not in _plain(tensor.device.type):
+        if not (_is_plain(tensor, "is_cpu") or _is_plain(tensor, "is_cuda")):
             yield (
                 f"`tensors[{i}]` is {_what_is(tensor)}: "
                 "there are kernels for dense CPU and CUDA tensors"
@@ -70,52 +51,45 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         yield f"there are no kernels for {first.dtype}"
 
 
-def has_obstacle(tensors: Sequence[Tensor], numbers: Sequence[Any]) -> bool:
-    """Return whether the composed path must be taken.
+class Found(NamedTuple):
+    """Where tensors that can take the fused path lie, one column after another."""
 
-    The `numbers` are those hyperparameters that are tensors.
+    sizes: list[int]  # of the first column
+    contiguous: bool  # all of them
+    addresses: list[int]
+
+
+def look(columns: Sequence[Any], numbers: Sequence[Tensor]) -> Found | None:
+    """Return where these lists of tensors lie, or None if they must take the composed path.
+
+    They must where they do not match each other or are no such lists, too. The `numbers` are those
+    hyperparameters that are tensors.
     """
-    dtypes = {t.dtype for t in tensors}
+    if next(_ambient_obstacles(), None) is not None:
+        return None
+    columns = tuple(columns)
+    on_cpu = _native.look(columns, _TYPES, "is_cpu")
+    found = on_cpu or _native.look(columns, _TYPES, "is_cuda")
+    if not found or not found[0] or columns[0][0].dtype not in DTYPES:
+        return None
+    if not on_cpu and not _are_on_one_gpu(columns, numbers):
+        return None
+    for number in numbers:
+        if not _is_plain(number, "is_cpu") and (on_cpu or not _is_plain(number, "is_cuda")):
+            return None
+    return Found(*found)
+
+
+def _is_plain(tensor: Any, where: str) -> bool:
+    return _native.look(((tensor,),), _TYPES, where) is not None
+
+
+def _are_on_one_gpu(columns: Sequence[Any], numbers: Sequence[Tensor]) -> bool:
+    device = columns[0][0].device
+    there = [*chain.from_iterable(columns), *[x for x in numbers if x.is_cuda]]
     return (
-        len(dtypes) != 1
-        or DTYPES.keys().isdisjoint(dtypes)
-        or not (_are_plain((*tensors, *numbers)) or _are_on_one_gpu(tensors, numbers))
-        or next(_ambient_obstacles(), None) is not None
-    )
-
-
-def is_fusible(columns: Sequence[Any], numbers: Sequence[Any]) -> bool:
-    """Return whether these lists match each other and nothing is against the fused path.
-
-    Of anything else than lists of tensors this is false, too.
-    """
-    for column in columns:
-        if not isinstance(column, (list, tuple)):
-            return False
-    tensors = [t for column in columns for t in column]
-    try:
-        if has_obstacle(tensors, numbers):
-            return False
-    except (AttributeError, TypeError):  # not all are tensors
-        return False
-    shapes = [t.shape for t in columns[0]]
-    return all([t.shape for t in column] == shapes for column in columns[1:])
-
-
-def _are_plain(tensors: Iterable[Any]) -> bool:
-    # Mapped, because a loop would take half as long again.
-    return _PLAIN.issuperset(map(_raw, map(_keys, tensors)))
-
-
-def _are_on_one_gpu(tensors: Sequence[Any], numbers: Sequence[Any]) -> bool:
-    device = tensors[0].device
-    if device.type != "cuda" or _cuda_obstacle(device.index):
-        return False
-    there = [*tensors, *[x for x in numbers if x.is_cuda]]
-    return (
-        all(t.device == device for t in there)
-        and _plain("cuda").issuperset(map(_raw, map(_keys, there)))
-        and _are_plain(x for x in numbers if not x.is_cuda)
+        not _cuda_obstacle(device.index)
+        and all(t.device == device for t in there)
         and all(x.dtype in DTYPES for x in numbers)
     )
 
@@ -187,6 +161,6 @@ def _what_is(tensor: Tensor) -> str:
         return f"on {tensor.device}"
     if tensor.layout is not torch.strided:
         return f"of layout {tensor.layout}"
-    if type(tensor) not in (Tensor, torch.nn.Parameter):
+    if type(tensor) not in _TYPES:
         return f"a {type(tensor).__name__}"
     return "not a plain tensor"

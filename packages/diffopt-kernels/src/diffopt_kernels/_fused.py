@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diffopt_kernels import _composed, _launch
-from diffopt_kernels._explain import has_obstacle
-from diffopt_kernels._launch import in_one_order
+from diffopt_kernels._explain import Found, look
+from diffopt_kernels._launch import addresses_of, in_one_order
 from diffopt_kernels._rule import Call, Rule
 
 # NOTE [addresses and Dynamo]
@@ -35,12 +35,12 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the updates, then each column of new states."""
+def step(call: Call, inputs: tuple[Any, ...], found: Found) -> list[Tensor]:
+    """Return the updates, then each column of new states, of inputs that lie as `found`."""
     tensors = inputs[call.width :] if call.plain else [x for x in inputs if isinstance(x, Tensor)]
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return list(_apply(call.rule)(call, *inputs))
-    return _forward(call, inputs)
+        return list(_apply(call.rule)(call, found, *inputs))
+    return _forward(call, inputs, found)
 
 
 @untraced
@@ -53,7 +53,8 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
     p, g, s = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
     if any(a is not b for a, b in zip((*p, *s), (*params, *states), strict=True)):
         return False
-    _launch.forward(call, inputs, likes, True, [*g, *s, *p, *p, *s])
+    sizes = [t.numel() for t in likes]
+    _launch.forward(call, inputs, sizes, True, addresses_of([*g, *s, *p, *p, *s]))
     # Autograd must learn of writes that it did not see. (An inference tensor counts none.)
     torch.autograd.graph.increment_version([t for t in (*p, *s) if not t.is_inference()])
     return True
@@ -68,11 +69,11 @@ class _FusedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: Call, found: Found, *inputs: Any) -> tuple[Tensor, ...]:
         width, count = call.width, len(call.steps)
-        outputs = _forward(call, inputs)
+        outputs = _forward(call, inputs, found)
         ctx.call = call
-        ctx.sizes = [x.numel() for x in inputs[width : width + count]]
+        ctx.sizes = found.sizes
         ctx.numbers = inputs[:width]
         tensors = inputs[width:]
         if not call.plain:
@@ -81,14 +82,14 @@ class _FusedStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         first = tuple(step == 1 for step in call.steps) if 1 in call.steps else (False,) * count
-        constant = _constant(call.rule, call.variant, call.decay, first, ctx.needs_input_grad[1:])
+        constant = _constant(call.rule, call.variant, call.decay, first, ctx.needs_input_grad[2:])
         if constant:
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        return (None, *_backward(ctx, cotangents))
+        return (None, None, *_backward(ctx, cotangents))
 
 
 @functools.cache
@@ -101,18 +102,23 @@ def _apply(rule: Rule) -> Callable[..., Any]:
 
 
 @untraced
-def _forward(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
-    arrays, likes = in_one_order(inputs[call.width :], len(call.steps))
+def _forward(call: Call, inputs: tuple[Any, ...], found: Found) -> list[Tensor]:
+    width, count = call.width, len(call.steps)
+    arrays, likes = inputs[width:], inputs[width : width + count]
+    addresses = found.addresses[: len(arrays)]  # without parameters that are not used
+    if not found.contiguous:
+        arrays, likes = in_one_order(arrays, count)
+        addresses = addresses_of(arrays)
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
-    outputs = list(map(torch.empty_like, likes * (1 + call.depth)))
-    _launch.forward(call, inputs, likes, False, [*arrays, *outputs])
+    outputs = [torch.empty_like(t) for _ in range(1 + call.depth) for t in likes]
+    _launch.forward(call, inputs, found.sizes, False, addresses + addresses_of(outputs))
     return outputs
 
 
 @untraced
 def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[2:]
     learned = saved[: list(ctx.numbers).count(None)]
     tensors = saved[len(learned) :]
     rest = iter(learned)
@@ -123,9 +129,10 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | No
         raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
     inputs = (*numbers, *tensors)
     given = [*tensors, *[c for c in cotangents if c is not None]]
-    if torch.is_grad_enabled() or has_obstacle(given, learned):
+    found = None if torch.is_grad_enabled() else look((given,), learned)
+    if found is None:
         return _composed_vjp(ctx.call, inputs, cotangents, needed)
-    return _vjp(ctx.call, inputs, cotangents, needed)
+    return _vjp(ctx.call, inputs, cotangents, needed, found)
 
 
 def _vjp(
@@ -133,25 +140,29 @@ def _vjp(
     inputs: tuple[Any, ...],
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
+    found: Found,
 ) -> list[Tensor | None]:
     count, width = len(call.steps), call.width
     present = [any(c is not None for c in cotangents[i::count]) for i in range(count)]
-    arrays, likes = in_one_order((*inputs[width:], *cotangents), count)
+    arrays: Sequence[Tensor | None] = (*inputs[width:], *cotangents)
+    likes = inputs[width : width + count]
+    if not found.contiguous:
+        arrays, likes = in_one_order(arrays, count)
     outputs = [
         torch.empty_like(likes[i % count]) if need and present[i % count] else None
         for i, need in enumerate(needed[width:])
     ]
     sizes = [t.numel() if here else 0 for t, here in zip(likes, present, strict=True)]
-    device, sums = likes[0].device, None
+    sums = None
     if any(needed[:width]):
-        sums = torch.empty(width, count, dtype=torch.float64, device=device)
-    _launch.vjp(call, inputs, sizes, sums, [*arrays, *outputs], device)
+        sums = torch.empty(width, count, dtype=torch.float64, device=likes[0].device)
+    _launch.vjp(call, inputs, sizes, sums, addresses_of([*arrays, *outputs]))
 
     of_numbers: list[Tensor | None] = [None] * width
     for k, need in enumerate(needed[:width]):
         if need and sums is not None:
-            number, found = inputs[k], sums[k]
-            of_numbers[k] = (found if number.dim() else found.sum()).to(number)
+            number, by_tensor = inputs[k], sums[k]
+            of_numbers[k] = (by_tensor if number.dim() else by_tensor.sum()).to(number)
     return [*of_numbers, *outputs]
 
 

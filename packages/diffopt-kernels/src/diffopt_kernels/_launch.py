@@ -12,11 +12,10 @@ from diffopt_kernels._rule import Call
 
 
 def forward(
-    call: Call, inputs: tuple[Any, ...], likes: list[Tensor], in_place: bool, arrays: list[Any]
+    call: Call, inputs: tuple[Any, ...], sizes: list[int], in_place: bool, addresses: list[int]
 ) -> None:
-    """Run the step on these arrays: inputs and outputs, which the caller holds."""
-    request = _request(call, inputs, [t.numel() for t in likes])
-    _run("forward", request, in_place, arrays, call, inputs, likes[0].device)
+    """Run the step on arrays at these addresses, inputs and outputs, which the caller holds."""
+    _run("forward", call, inputs, sizes, in_place, addresses)
 
 
 def vjp(
@@ -24,25 +23,23 @@ def vjp(
     inputs: tuple[Any, ...],
     sizes: list[int],
     sums: Tensor | None,
-    arrays: list[Any],
-    device: torch.device,
+    addresses: list[int],
 ) -> None:
-    """Run the vector-Jacobian product on these arrays; rows of size 0 are left out."""
-    address = 0 if sums is None else sums.data_ptr()
-    _run("vjp", _request(call, inputs, sizes), address, arrays, call, inputs, device)
+    """Run the vector-Jacobian product likewise; rows of size 0 are left out."""
+    _run("vjp", call, inputs, sizes, 0 if sums is None else sums.data_ptr(), addresses)
 
 
-def in_one_order(arrays: Sequence[Any], count: int) -> tuple[Sequence[Any], list[Tensor]]:
+def addresses_of(arrays: Sequence[Tensor | None]) -> list[int]:
+    """Return where these tensors lie, and 0 for those that are absent."""
+    return [0 if t is None else t.data_ptr() for t in arrays]
+
+
+def in_one_order(arrays: Sequence[Any], count: int) -> tuple[list[Any], list[Tensor]]:
     """Return these columns of `count` tensors such that those of a row lie alike in memory, dense.
 
     That is also how the outputs are to lie: like the second returned list, as the first column
     does wherever it is dense. A tensor that lies otherwise is copied.
     """
-    for t in arrays:
-        if t is not None and not t.is_contiguous():
-            break
-    else:
-        return arrays, list(arrays[:count])
     copied, likes = list(arrays), [torch.empty_like(t) for t in arrays[:count]]
     for k, t in enumerate(arrays):
         like = likes[k % count]
@@ -51,44 +48,41 @@ def in_one_order(arrays: Sequence[Any], count: int) -> tuple[Sequence[Any], list
     return copied, likes
 
 
-def _request(call: Call, inputs: tuple[Any, ...], sizes: list[int]) -> tuple[Any, ...]:
-    width = call.width
-    return (
-        _native.rules[call.rule.name][0],
-        call.variant,
-        DTYPES[inputs[width].dtype],
-        call.decay,
-        call.maximize,
-        inputs[:width] if call.plain else _on_host(inputs[:width], len(sizes)),
-        sizes,
-        call.steps,
-    )
-
-
 def _run(
     kind: str,
-    request: tuple[Any, ...],
-    flag: int,
-    arrays: list[Any],
     call: Call,
     inputs: tuple[Any, ...],
-    device: torch.device,
+    sizes: list[int],
+    flag: int,
+    addresses: list[int],
 ) -> None:
-    addresses = [0 if t is None else t.data_ptr() for t in arrays]
-    if not is_on_cuda(inputs[call.width]):
-        getattr(_native, kind)(*request, flag, addresses, torch.get_num_threads())
+    numbers, first = inputs[: call.width], inputs[call.width]
+    request = (
+        _native.rules[call.rule.name][0],
+        call.variant,
+        DTYPES[first.dtype],
+        call.decay,
+        call.maximize,
+        numbers if call.plain else _on_host(numbers, len(sizes)),
+        sizes,
+        call.steps,
+        flag,
+        addresses,
+    )
+    if not is_on_cuda(first):
+        getattr(_native, kind)(*request, torch.get_num_threads())
         return
-    sources = [] if call.plain else _on_device(inputs[: call.width])
-    with torch.cuda.device(device):
+    sources = [] if call.plain else _on_device(numbers)
+    with torch.cuda.device(first.device):
         # Until the kernels have run, torch gives the workspace to nothing but this stream.
-        stream = torch.cuda.current_stream(device).cuda_stream
+        stream = torch.cuda.current_stream(first.device).cuda_stream
         workspace = None
         if sources or (kind == "vjp" and flag):
-            size = _native.cuda_workspace_size(request[6])
-            workspace = torch.empty(size, dtype=torch.uint8, device=device)
+            size = _native.cuda_workspace_size(sizes)
+            workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
         place = 0 if workspace is None else workspace.data_ptr()
         run = getattr(_native, f"cuda_{kind}")
-        run(*request, flag, addresses, device.index or 0, stream, place, sources)
+        run(*request, first.device.index or 0, stream, place, sources)
 
 
 def is_on_cuda(tensor: Tensor) -> bool:

@@ -16,6 +16,16 @@ rules: dict[str, tuple[int, int, list[int]]]
 cuda_architectures: str
 """As CMake names them, separated by ", "; where it is empty, there are no functions for CUDA."""
 
+def look(
+    columns: tuple[Sequence[object], ...], types: tuple[type, ...], where: str, /
+) -> tuple[list[int], bool, list[int]] | None:
+    """Return sizes of the first column, whether all is contiguous, and all addresses.
+
+    None unless the columns are lists as long as the first, of tensors that are nothing but memory,
+    of one dtype, and shaped alike in each row: of a type among `types`, not lazily negated, with
+    an address, and for which the attribute `where`, such as "is_cpu", is true.
+    """
+
 def forward(
     rule: int,
     variant: int,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffopt_kernels import _composed, _fused
 from diffopt_kernels._check import Number, check, check_tensors
-from diffopt_kernels._explain import is_fusible
+from diffopt_kernels._explain import look
 from diffopt_kernels._rule import Rule
 
 Columns = Sequence[Any]  # of lists of tensors, which `check` makes sure of
@@ -26,14 +26,14 @@ def step(
     maximize: bool,
 ) -> list[list[Tensor]]:
     """Return the updates and each column of new states."""
-    call, inputs, fusible = check(
+    call, inputs, found = check(
         rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
-        is_fusible,
+        look,
     )  # fmt: skip
     count = len(grads)
     if count == 0:
         return [[] for _ in range(1 + len(states))]
-    outputs = _fused.step(call, inputs) if fusible else _composed.step(call, inputs)
+    outputs = _fused.step(call, inputs, found) if found else _composed.step(call, inputs)
     return [outputs[k : k + count] for k in range(0, len(outputs), count)]
 
 
@@ -53,9 +53,9 @@ def step_(
     names = ("params", "grads", *rule.states[variant])
     columns = dict(zip(names, (params, grads, *states), strict=True))
     check_tensors(columns)
-    call, inputs, fusible = check(
+    call, inputs, found = check(
         rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
-        is_fusible,
+        look,
     )  # fmt: skip
     _refuse_graph(columns)
     refuse_learned(**dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))
@@ -63,7 +63,7 @@ def step_(
     if not params:
         return
     params = list(params)
-    if not (fusible and is_fusible([params, grads], ()) and _fused.step_(call, inputs, params)):
+    if not (found and look([params, grads], ()) and _fused.step_(call, inputs, params)):
         _composed.step_(call, inputs, params)
 
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cpu.hpp"
+#include "look.hpp"
 #ifdef DIFFOPT_CUDA
 #include "cuda.hpp"
 #endif
@@ -199,6 +200,7 @@ void cuda_vjp(int rule, int variant, int dtype, int decay, bool maximize, Number
 
 PYBIND11_MODULE(_native, module) {
     diffopt::choose_simd();
+    module.def("look", &diffopt::look);
     module.def("forward", &forward);
     module.def("vjp", &vjp);
     module.attr("rules") = rules();
