@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffopt_explicit import adafactor, apply_updates, asgd, lamb, lars, lion, muon
+from diffopt_explicit import adafactor, apply_updates, asgd, lamb, lars, lion, muon, radam
 from every_optimizer import F64
 
 GRID = [
@@ -114,3 +114,28 @@ def test_lamb_follows_its_paper():
 
         torch.testing.assert_close(update, -lr * p.norm() / r.norm() * r)
         p = p + update
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [3.0, 4.0]])
+@pytest.mark.parametrize("tx", [lamb(0.1), lars(0.1, momentum=0.0)], ids=["lamb", "lars"])
+def test_a_trust_ratio_is_one_where_weights_or_gradients_are_zero(tx, weights):
+    p = torch.tensor(weights)
+    g = torch.tensor([0.5, 0.0]) if weights == [0.0, 0.0] else torch.zeros(2)
+    update, _ = tx.update(g, tx.init(p), p)
+    expected = -0.1 * (g if len(tx.transforms) == 2 else g.sign())
+
+    torch.testing.assert_close(update, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("beta2", [0.5, 0.6])  # where the rectification is 0 / 0, and not used
+def test_a_learned_beta_of_radam_passes_where_nothing_is_rectified(beta2):
+    learned = torch.tensor(beta2, dtype=F64, requires_grad=True)
+    g = torch.tensor([1.0, -2.0], dtype=F64, requires_grad=True)
+    tx, fixed = radam(0.1, (0.9, learned)), radam(0.1, (0.9, beta2))
+    update, _ = tx.update(g, tx.init(g), g)
+    expected, _ = fixed.update(g, fixed.init(g), g)
+    to_g, to_beta = torch.autograd.grad(update.sum(), (g, learned))
+
+    torch.testing.assert_close(update, expected)
+    torch.testing.assert_close(to_g, torch.full_like(g, -0.1))
+    assert to_beta.item() == 0.0
