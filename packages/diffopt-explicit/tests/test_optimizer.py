@@ -266,6 +266,7 @@ def test_any_transform_has_a_state_that_travels(tx):
         ours.accumulate(ours.adam(0.1), 2),
         ours.apply_if_finite(ours.adam(0.1), 3),
         ours.inject(ours.adam(), lr=0.1),
+        ours.chain(ours.trace(0.5), ours.sgd(0.1, 0.3)),
     ],
     ids=lambda tx: type(tx).__name__,
 )
@@ -382,6 +383,16 @@ def test_a_group_holds_the_numbers_of_its_transform():
         "dampening": 0.0,
         "nesterov": False,
     }
+
+
+def test_a_number_with_two_values_stays_in_the_transform():
+    param = torch.ones(1, requires_grad=True)
+    optimizer = ours.Optimizer([param], ours.chain(ours.scale(2.0), ours.scale(3.0)))
+    param.grad = torch.ones(1)
+    optimizer.step()
+
+    assert "factor" not in optimizer.param_groups[0]
+    assert param.item() == 7
 
 
 def w() -> torch.Tensor:

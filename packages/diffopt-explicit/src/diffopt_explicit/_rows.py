@@ -134,14 +134,7 @@ def resumed(fresh: list[Row], shared: Row, rows: Sequence[Row]) -> tuple[list[Ro
     """
 
     def pick(new: Row, old: Row) -> Row:
-        return {
-            name: old[name]
-            if name in old
-            else value.clone()
-            if isinstance(value, Tensor)
-            else value
-            for name, value in new.items()
-        }
+        return {name: old[name] if name in old else _own(new[name]) for name in new}
 
     steps = [row["step"] for row in rows if "step" in row]
     known = {"step": max(steps)} if steps and "step" in shared else {}
@@ -175,9 +168,13 @@ def loaded(row: Mapping[str, Any], fresh: Row, where: str) -> Row:
     return {"step": int(step), **values} if "step" in fresh else values
 
 
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def _copied(value: Any, fresh: Any, what: str) -> Any:
     if not isinstance(fresh, Tensor):
-        return value.detach().clone() if isinstance(value, Tensor) else value
+        return _own(value)
     if not isinstance(value, Tensor) or value.shape != fresh.shape:
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is {value!r}"
         raise ValueError(
