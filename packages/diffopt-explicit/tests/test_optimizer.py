@@ -360,9 +360,12 @@ def test_gradients_with_a_graph_are_taken_as_numbers(path):
 def test_half_precision_parameters_move_as_in_single_precision(dtype):
     w = torch.ones(2, dtype=dtype, requires_grad=True)
     w.grad = torch.tensor([1.0, 0.0], dtype=dtype)
-    ours.Adam([w], lr=0.5).step()
+    optimizer = ours.Adam([w], lr=0.5)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
 
     assert w.tolist() == [0.5, 1.0]
+    assert optimizer.state[w]["exp_avg_sq"].dtype == torch.float32
 
 
 def test_the_signature_is_that_of_the_recipe():

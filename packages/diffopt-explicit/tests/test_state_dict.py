@@ -326,6 +326,12 @@ def test_an_optimizer_is_not_cloned():
         module_clone(MetaSGD(nn.Linear(2, 1), lr=0.1))
 
 
+@pytest.mark.parametrize("function", [stop_gradient, module_clone])
+def test_objects_of_which_nothing_would_be_touched_are_refused(function):
+    with pytest.raises(TypeError, match="tree of tensors, got an instance of Adam"):
+        function(Adam(nn.Linear(2, 1).parameters()))
+
+
 def test_module_states_are_data():
     state = extract_state_dict(nn.Linear(2, 1))
 

@@ -88,6 +88,12 @@ def test_tasks_that_cannot_be_drawn_are_refused(arguments, message):
         NWayKShot(Counting(30, 3), *arguments)
 
 
+def test_inputs_that_are_no_tensors_are_refused():
+    tasks = NWayKShot([(object(), 0), (object(), 1)], 2, 1, 0)
+    with pytest.raises(TypeError, match=r"item [01] of the data set has a object"):
+        tasks.sample()
+
+
 def test_labels_for_another_number_of_items_are_refused():
     with pytest.raises(ValueError, match="There are 3 labels for 30 items"):
         NWayKShot(Counting(30, 3), 2, 1, labels=[0, 1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeVar
 
-from pytree_core import tree_flatten_with_path, tree_map
+from pytree_core import all_leaves, tree_flatten_with_path, tree_map
 from torch import Tensor, nn
 
 from diffopt_explicit._places import places, put, tensors
@@ -29,6 +29,7 @@ def stop_gradient(target: Any) -> None:
         target: A module, a `ModuleState`, an optimizer that keeps the graph, or a tree of tensors.
 
     Raises:
+        TypeError: For another object.
         ValueError: For a tree with a view that is part of a graph, which torch cannot cut off in
             place. Nothing is changed then.
 
@@ -66,6 +67,7 @@ def module_clone(
         detach_buffers: Copy the buffers, whatever `by` says.
 
     Raises:
+        TypeError: For another object; for an optimizer, which belongs to a module.
         ValueError: For another `by`.
 
     Example:
@@ -87,7 +89,8 @@ def module_clone(
             "clone of the module, and recover the state of this one."
         )
     if not isinstance(target, nn.Module):
-        return tree_map(replicate, target)
+        _check_tree(target)
+        return tree_map(lambda leaf: replicate(leaf) if isinstance(leaf, Tensor) else leaf, target)
     of_buffers = replicator("deepcopy", device) if detach_buffers else replicate
     memo: dict[int, Any] = {id(p): replicate(p) for p, _ in places(target, "_parameters")}
     memo.update({id(buffer): of_buffers(buffer) for buffer, _ in places(target, "_buffers")})
@@ -118,7 +121,17 @@ def _constant(tensor: Tensor) -> Tensor:
     return tensor if tensor.grad_fn is None else tensor.detach()
 
 
+def _check_tree(target: Any) -> None:
+    """Refuse an object of which nothing would be touched."""
+    if target is not None and not isinstance(target, Tensor) and all_leaves([target]):
+        raise TypeError(
+            "`target` must be a module, an optimizer that keeps the graph, or a tree of tensors, "
+            f"got an instance of {type(target).__name__}."
+        )
+
+
 def _stop_in_place(tree: Tree) -> None:
+    _check_tree(tree)
     paths, leaves, _ = tree_flatten_with_path(tree)
     parts = [
         (path, leaf)

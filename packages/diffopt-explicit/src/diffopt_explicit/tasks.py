@@ -55,6 +55,7 @@ class NWayKShot(Tasks):
         generator: Where the randomness comes from; by default, torch's own.
 
     Raises:
+        TypeError: At `sample`, for an input that cannot be made a tensor.
         ValueError: If a number is too small, or fewer than `ways` classes have enough examples.
 
     Example:
@@ -115,8 +116,18 @@ class NWayKShot(Tasks):
 
     def _inputs(self, indices: list[int]) -> Tensor:
         if not indices:
-            return torch.as_tensor(self.dataset[0][0])[None][:0]
-        return torch.stack([torch.as_tensor(self.dataset[index][0]) for index in indices])
+            return self._input(0)[None][:0]
+        return torch.stack([self._input(index) for index in indices])
+
+    def _input(self, index: int) -> Tensor:
+        value = self.dataset[index][0]
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"Inputs must be tensors, arrays or numbers, but item {index} of the data set has "
+                f"a {type(value).__name__}. Let the data set transform it, as by `ToTensor`."
+            ) from error
 
 
 @dataclass(frozen=True)
