@@ -15,6 +15,7 @@ from diffopt_explicit import (
     clip_by_global_norm,
     exponential_decay,
     linear,
+    replay,
     rmsprop,
     sgd,
     unroll,
@@ -327,3 +328,21 @@ def test_the_memory_of_a_long_unroll_is_that_of_a_few_states():
     assert live() - before < 4 * Replay().slots(400) + 40  # parameters, two moments, random numbers
     result.params.sum().backward()
     assert math.isfinite(w.grad.sum())
+
+
+@pytest.mark.parametrize("adjoint", [Store(), Replay(snapshots=2)])
+def test_steps_of_any_kind_can_be_replayed(adjoint):
+    cell = nn.GRUCell(2, 3)
+    xs = torch.randn(9, 4, 2, requires_grad=True)
+    state = torch.zeros(4, 3, requires_grad=True)
+
+    def outcome(last, seen):
+        total = last.square().sum() + sum(i * out.sum() for i, out in enumerate(seen))
+        return torch.autograd.grad(total, [state, xs, *cell.parameters()])
+
+    last, seen = replay(lambda h, x: (cell(x, h), h), state, xs, adjoint=adjoint)
+    plain, outputs = state, []
+    for x in xs:
+        outputs.append(plain)
+        plain = cell(x, plain)
+    torch.testing.assert_close(outcome(last, seen), outcome(plain, outputs))

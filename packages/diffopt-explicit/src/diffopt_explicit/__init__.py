@@ -139,6 +139,7 @@ from diffopt_explicit._scale import ScaleByLearningRate as ScaleByLearningRate
 from diffopt_explicit._scale import scale as scale
 from diffopt_explicit._scale import scale_by_learning_rate as scale_by_learning_rate
 from diffopt_explicit._scale import scale_by_schedule as scale_by_schedule
+from diffopt_explicit._scan import replay as replay
 from diffopt_explicit._schedules import constant as constant
 from diffopt_explicit._schedules import cosine_decay as cosine_decay
 from diffopt_explicit._schedules import exponential_decay as exponential_decay
