@@ -116,6 +116,15 @@ def test_hyperparameters_that_make_no_sense_are_refused_by_name(bad):
                 entry.make(**{**entry.values, name: bad})
 
 
+def test_a_schedule_gives_numbers():
+    params = matrices()
+    for tx in (sgd(lambda step: params), adam(betas=(0.9, lambda step: None))):
+        with pytest.raises(
+            TypeError, match=r"is a schedule, and gave a \w+ in step 0\. It must give"
+        ):
+            tx.update(params, tx.init(params), params)
+
+
 def test_scheduled_values_are_checked_in_their_step():
     for entry in EVERY.values():
         for name in entry.values:

@@ -112,3 +112,13 @@ def test_gradcheck_and_gradgradcheck_of_every_hyperparameter():
 
     assert torch.autograd.gradcheck(end, (start, *numbers))
     assert torch.autograd.gradgradcheck(end, (start, *numbers))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_momentum_of_zero_in_some_step_still_remembers_its_gradient(nesterov):
+    tx, p = sgd(1.0, lambda step: 0.5 if step else 0.0, nesterov=nesterov), torch.zeros(1)
+    first, state = tx.update(torch.ones(1), tx.init(p), p)
+    second, _ = tx.update(torch.ones(1), state, p)
+
+    assert first.item() == -1.0
+    assert second.item() == -(1.0 + 0.5 * 1.5 if nesterov else 1.5)

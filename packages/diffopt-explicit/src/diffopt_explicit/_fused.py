@@ -162,6 +162,8 @@ def _numbers(kernel: Kernel, parts: dict[str, Any], states: dict[str, Any]) -> d
     numbers.update({name: now("rule", name) for name in kernel.numbers})
     if "momentum" in parts:
         numbers["momentum"] = now("momentum", "momentum")
+        if is_zero(numbers["momentum"]):  # as a number it would switch the buffers off
+            numbers["momentum"] = torch.zeros((), dtype=torch.float64)
         if "rule" not in parts:
             numbers["dampening"] = now("momentum", "dampening")
             numbers["nesterov"] = parts["momentum"].nesterov

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, TypeAlias, TypeVar, cast
 
-import torch
 from pytree_core import TreeSpec
 from torch import Tensor
 
@@ -20,6 +19,7 @@ Hyperparameter: TypeAlias = Scalar | Schedule | Tree
 either, or a tree of numbers and tensors shaped like the parameters."""
 
 R = TypeVar("R")
+_CONSTANT = (float, int, Tensor, str, type(None))  # with flags, names and what is left out
 
 
 def value_at(owner: Any, name: str, step: int) -> Any:
@@ -32,7 +32,7 @@ def value_at(owner: Any, name: str, step: int) -> Any:
         return field
     grouped = name in _groups(owner)
     parts = field if grouped else (field,)
-    values = tuple(_at_step(part, step) for part in parts)
+    values = tuple(_at_step(name, part, step) for part in parts)
     value = values if grouped else values[0]
     if any(new is not part for new, part in zip(values, parts, strict=True)):
         replace(owner, **{name: value})
@@ -53,11 +53,11 @@ def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     for name, field in vars(owner).items():
         if name in groups:
             if not all(map(is_constant, field)):
-                values = [_at_step(part, step) for part in field]
+                values = [_at_step(name, part, step) for part in field]
                 rows = [_for_each_leaf(name, value, spec, count) for value in values]
                 varied[name] = list(zip(*rows, strict=True))
         elif not is_constant(field):
-            varied[name] = _for_each_leaf(name, _at_step(field, step), spec, count)
+            varied[name] = _for_each_leaf(name, _at_step(name, field, step), spec, count)
     if not varied:
         return [owner] * count
     rows = [dict(zip(varied, row, strict=True)) for row in zip(*varied.values(), strict=True)]
@@ -69,10 +69,16 @@ def _groups(owner: Any) -> set[str]:
     return {field.name for field in fields(owner) if isinstance(field.default, tuple)}
 
 
-def _at_step(hyperparameter: Hyperparameter, step: int) -> Any:
+def _at_step(name: str, hyperparameter: Hyperparameter, step: int) -> Any:
     if is_constant(hyperparameter) or not callable(hyperparameter):
         return hyperparameter
-    return hyperparameter(step)
+    value = hyperparameter(step)
+    if not isinstance(value, int | float | Tensor):
+        raise TypeError(
+            f"`{name}` is a schedule, and gave a {type(value).__name__} in step {step}. It must give a number or "
+            "a 0-d tensor."
+        )
+    return value
 
 
 def _for_each_leaf(name: str, value: Any, spec: TreeSpec, count: int) -> list[Any]:
@@ -88,7 +94,7 @@ def _for_each_leaf(name: str, value: Any, spec: TreeSpec, count: int) -> list[An
 
 def is_constant(hyperparameter: Hyperparameter) -> bool:
     """Whether a hyperparameter, or an option, is one value for all parameters and steps."""
-    return isinstance(hyperparameter, int | float | Tensor | str | torch.dtype | None)
+    return isinstance(hyperparameter, _CONSTANT)
 
 
 def is_tree(hyperparameter: Hyperparameter) -> bool:

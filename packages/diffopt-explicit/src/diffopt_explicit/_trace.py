@@ -50,10 +50,9 @@ class Trace:
     def __post_init__(self) -> None:
         check_range("momentum", self.momentum, 0)
         check_range("dampening", self.dampening, -float("inf"))
-        if self.nesterov and (is_zero(self.momentum) or not is_zero(self.dampening)):
+        if self.nesterov and not is_zero(self.dampening):
             raise ValueError(
-                "`nesterov` needs a `momentum` and zero `dampening`, got "
-                f"momentum={self.momentum!r}, dampening={self.dampening!r}."
+                f"`nesterov` needs zero `dampening`, got dampening={self.dampening!r}."
             )
 
     def init(self, params: Tree) -> TraceState:
@@ -111,4 +110,6 @@ def trace(
     Source: Sutskever et al., *On the importance of initialization and momentum in deep
     learning*, ICML 2013, eqs. 1-4, with the learning rate factored out.
     """
+    if nesterov and is_zero(momentum):  # which a schedule may well give in some step
+        raise ValueError(f"`nesterov` needs a `momentum`, got momentum={momentum!r}.")
     return Trace(momentum, dampening, nesterov)
