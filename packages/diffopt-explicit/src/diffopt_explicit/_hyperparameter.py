@@ -75,8 +75,8 @@ def _at_step(name: str, hyperparameter: Hyperparameter, step: int) -> Any:
     value = hyperparameter(step)
     if not isinstance(value, int | float | Tensor):
         raise TypeError(
-            f"`{name}` is a schedule, and gave a {type(value).__name__} in step {step}. It must give a number or "
-            "a 0-d tensor."
+            f"`{name}` is a schedule, and gave a {type(value).__name__} in step {step}. It must "
+            "give a number or a 0-d tensor."
         )
     return value
 
