@@ -234,6 +234,31 @@ def test_statistics_of_batch_norm_stay_in_their_loop():
         assert module[1].num_batches_tracked == 0
 
 
+class Counting(nn.Module):
+    """A module that puts new tensors in the place of its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.weight * x * self.calls
+
+
+def test_buffers_that_are_replaced_stay_in_their_loop_too():
+    module = Counting()
+    buffer = module.calls
+    with inner_loop(module, sgd(0.1)) as (fmodule, _):
+        for _ in range(3):
+            fmodule(torch.ones(2))
+
+        assert fmodule.buffers["calls"] == 3
+        assert module.calls is buffer
+        assert buffer == 0
+
+
 def test_the_weights_of_every_time_are_kept():
     module, x = nn.Linear(2, 1), torch.ones(3, 2)
     seen = []

@@ -37,6 +37,7 @@ class FunctionalModule:
         self._track = track
         self._history = [dict(params)]
         self._ties = [[place.name for place in at] for _, at in places(module, "_parameters")]
+        self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
         buffers = places(module, "_buffers")
         self.buffers = {at[0].name: buffer.clone() for buffer, at in buffers}
         self._ties += [[place.name for place in at] for _, at in buffers]
@@ -55,8 +56,11 @@ class FunctionalModule:
         """Run the module's forward pass with the fast weights."""
         own = {**self.params, **self.buffers}
         everywhere = {name: own[tie[0]] for tie in self._ties if tie[0] in own for name in tie}
-        with _flat_weights_kept(self.module):
-            return functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
+        with _flat_weights_kept(self._recurrent):
+            out = functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
+        # torch leaves there what the forward pass has put in the places of buffers.
+        self.buffers = {name: everywhere[name] for name in self.buffers}
+        return out
 
     def parameters(self, time: int = -1) -> Iterator[Tensor]:
         """The fast weights, in the order of the module's parameters.
@@ -126,9 +130,8 @@ class InnerOptimizer:
 
 
 @contextmanager
-def _flat_weights_kept(module: nn.Module) -> Iterator[None]:
+def _flat_weights_kept(layers: list[nn.RNNBase]) -> Iterator[None]:
     """Recurrent layers list their weights a second time, and keep those of the last call."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.RNNBase)]
     lists = [(layer, layer._flat_weights, layer._flat_weight_refs) for layer in layers]
     try:
         yield

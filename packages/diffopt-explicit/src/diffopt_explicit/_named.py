@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, Signature, signature
+from inspect import Signature, signature
 from typing import Any, ClassVar
 
 from diffopt_explicit._transform import Transform
@@ -25,9 +25,7 @@ class Named:
         cls.recipe = staticmethod(recipe)
         first = [*signature(cls.__init__).parameters.values()][1]
         own = signature(recipe).parameters.values()
-        positional = [p for p in own if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
-        rest = [p for p in own if p.kind is not Parameter.POSITIONAL_OR_KEYWORD]
-        cls.__signature__ = Signature([first, *positional, *rest])  # type: ignore[attr-defined]
+        cls.__signature__ = Signature([first, *own])  # type: ignore[attr-defined]
 
     @classmethod
     def arguments(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -176,9 +176,10 @@ def _copied(value: Any, fresh: Any, what: str) -> Any:
     if not isinstance(fresh, Tensor):
         return _own(value)
     if not isinstance(value, Tensor) or value.shape != fresh.shape:
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is {value!r}"
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(
-            f"{what} has {found}, but must have {tuple(fresh.shape)}: it is of other parameters."
+            f"{what} must have shape {tuple(fresh.shape)}, got {found}. Give the state of these "
+            "very parameters."
         )
     return value.detach().to(device=fresh.device, dtype=fresh.dtype, copy=True)
 
