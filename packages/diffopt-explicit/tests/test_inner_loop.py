@@ -224,6 +224,30 @@ def test_the_meta_gradient_of_a_recurrent_module_is_exact(kind):
     assert torch.autograd.gradcheck(end, torch.zeros(size, requires_grad=True))
 
 
+def test_steps_under_autocast_equal_those_by_hand():
+    torch.manual_seed(0)
+    module, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)).float(), torch.randn(6, 4).float()
+    params = dict(module.named_parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            loss = torch.func.functional_call(module, params, (x,)).float().square().mean()
+            grads = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+            steps = zip(params.items(), grads, strict=True)
+            params = {name: param - 0.1 * grad for (name, param), grad in steps}
+        with inner_loop(module, sgd(lr=0.1)) as (fmodule, opt):
+            for _ in range(2):
+                opt.step(fmodule(x).float().square().mean())
+    expected, actual = (
+        torch.autograd.grad(sum(p.sum() for p in end.values()), module[0].weight)
+        for end in (params, fmodule.params)
+    )
+
+    assert fmodule.params["0.weight"].dtype == torch.float32
+    torch.testing.assert_close(actual, expected)
+    for name, param in fmodule.params.items():
+        torch.testing.assert_close(param, params[name])
+
+
 def test_statistics_of_batch_norm_stay_in_their_loop():
     module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     with inner_loop(module, sgd(0.1)) as (first, _), inner_loop(module, sgd(0.1)) as (second, _):

@@ -293,6 +293,7 @@ def test_wrappers_do_in_place_what_they_do_to_values(tx, travels):
     [
         lambda opt: lr_scheduler.StepLR(opt, 2, 0.5),
         lambda opt: lr_scheduler.OneCycleLR(opt, 0.5, total_steps=8),
+        lambda opt: lr_scheduler.CyclicLR(opt, 0.05, 0.5, step_size_up=2),
         lambda opt: lr_scheduler.LambdaLR(
             opt, [lambda step: 0.9**step, lambda step: 1 / (1 + step)]
         ),
@@ -333,6 +334,33 @@ def test_a_closure_is_called_with_grad_and_its_loss_returned():
 
     assert optimizer.step(closure).item() == 2
     assert w.tolist() == [0.5, 0.5]
+
+
+def test_hooks_are_called():
+    w, seen = torch.ones(2, requires_grad=True), []
+    optimizer = ours.SGD([w], lr=0.25)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(w.tolist()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(w.tolist()))
+    optimizer.register_state_dict_post_hook(lambda _, state: {**state, "more": 1})
+    w.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.zero_grad()
+
+    assert seen == [[1, 1], [0.75, 0.75]]
+    assert optimizer.state_dict()["more"] == 1
+    assert w.grad is None
+
+
+def test_gradients_are_unscaled_by_a_scaler():
+    w = torch.ones(2, requires_grad=True)
+    optimizer, scaler = ours.SGD([w], lr=0.25), torch.amp.GradScaler("cpu")
+    for loss in (w.sum(), (w / 0).sum()):
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    assert w.tolist() == [0.75, 0.75]
 
 
 def test_a_switched_on_momentum_starts_from_zero():
