@@ -11,7 +11,7 @@ fusion does better with the plain operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,71 +43,51 @@ def update(
     transforms: Sequence[Transform], updates: Tree, states: Sequence[Any], params: Tree | None
 ) -> tuple[Tree, tuple[Any, ...]] | None:
     """Return what a chain of these transforms returns, or None if it must be composed."""
-    parts = None if torch.compiler.is_compiling() else _roles(transforms)
-    kernel = None if parts is None else KERNELS.get(type(parts.get("rule")))
-    if parts is None or kernel is None or not _does(kernel, parts):
+    plan = None if torch.compiler.is_compiling() else plan_of(transforms)
+    if plan is None:
         return None
-    before = dict(zip(parts, states, strict=True))
-    for role, part in parts.items():
-        check_state(part, before[role], STATES.get(role, StepState))
-    columns = _columns(kernel, before)
-    check_alike(updates, params, *list(columns.values())[:1])
-    present = Present(updates)
-    counts = [present.pick(state.counts) for state in before.values() if hasattr(state, "counts")]
-    steps = [count + 1 for count in counts[0]] if counts else [1] * present.count
-    moved, after = _call(
-        kernel,
-        columns,
-        present,
-        updates,
-        **({"steps": steps} if kernel.counted else {}),
-        **_numbers(kernel, parts, before),
-        **_decay(kernel, parts, before, present, params),
-        maximize="flip" in parts,
-    )
-    if is_tree(parts["rate"].lr):
-        rates = everywhere(parts["rate"], "lr", 0, updates)
-        moved = map_present(lambda u, lr: (lr * u).to(u.dtype), moved, rates)
-    return moved, _after(before, after, lambda tree: present.put(tree, steps))
-
-
-def _call(
-    kernel: Kernel, columns: dict[str, Tree], present: Present, updates: Tree, **arguments: Any
-) -> tuple[Tree, dict[str, Tree]]:
-    """The kernel's step: trees in, and trees out."""
-    narrow = present.pick(updates)
+    step = FusedStep(plan, updates, states, params)
+    narrow = step.present.pick(updates)
     grads = [wide(grad) for grad in narrow]
-    lists = {name: [wide(leaf) for leaf in present.pick(tree)] for name, tree in columns.items()}
-    unused = dict.fromkeys(name for name in kernel.columns if name not in columns)
-    moved, *new = kernel.step(grads, **lists, **unused, **arguments)
-    after = {
-        name: present.put(columns[name], _with_dtypes(column, grads))
-        for name, column in zip(kernel.columns, new, strict=True)
-        if name in columns
+    moved, *new = plan.kernel.step(grads, **step.arguments(wide))
+    columns = {
+        name: step.present.put(step.columns[name], _with_dtypes(column, grads))
+        for name, column in zip(plan.kernel.columns, new, strict=True)
+        if name in step.columns
     }
-    return present.put(updates, _with_dtypes(moved, narrow)), after
+    updates = step.present.put(updates, _with_dtypes(moved, narrow))
+    rate = plan.parts["rate"]
+    if is_tree(rate.lr):
+        rates = everywhere(rate, "lr", 0, updates)
+        updates = map_present(lambda u, lr: (lr * u).to(u.dtype), updates, rates)
+    return updates, step.after(columns)
 
 
-def _with_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
-    pairs = zip(tensors, like, strict=True)
-    return [new if new.dtype is old.dtype else new.to(old.dtype) for new, old in pairs]
+class Plan(NamedTuple):
+    """The kernel that does all that a chain does, and the chain's parts by their roles."""
+
+    kernel: Kernel
+    parts: dict[str, Any]
 
 
-def _roles(transforms: Sequence[Transform]) -> dict[str, Any] | None:
-    """The transforms by the roles that they play, if each plays one."""
-    roles: dict[str, Any] = {}
+def plan_of(transforms: Sequence[Transform]) -> Plan | None:
+    """How these transforms are fused, or None if they must be composed."""
+    parts: dict[str, Any] = {}
     for role, kind in ORDER.items():
-        if len(roles) < len(transforms) and isinstance(transforms[len(roles)], kind):
-            roles[role] = transforms[len(roles)]
-    return roles if len(roles) == len(transforms) and "rate" in roles else None
+        if len(parts) < len(transforms) and isinstance(transforms[len(parts)], kind):
+            parts[role] = transforms[len(parts)]
+    kernel = KERNELS.get(type(parts.get("rule")))
+    if kernel is None or len(parts) < len(transforms) or "rate" not in parts:
+        return None
+    return Plan(kernel, parts) if _does(kernel, parts) else None
 
 
 def _does(kernel: Kernel, parts: dict[str, Any]) -> bool:
     """Whether the kernel does all that these parts do."""
-    if "flip" in parts and not (
-        isinstance(parts["flip"].factor, int | float) and parts["flip"].factor == -1
-    ):
-        return False
+    if "flip" in parts:
+        factor = parts["flip"].factor
+        if not isinstance(factor, int | float) or factor != -1:
+            return False
     decays = parts.keys() & {"coupled", "decoupled"}
     if len(decays) > 1 or not decays <= kernel.decays:
         return False
@@ -125,65 +105,85 @@ def _does(kernel: Kernel, parts: dict[str, Any]) -> bool:
     )
 
 
-def _columns(kernel: Kernel, states: dict[str, Any]) -> dict[str, Tree]:
-    """The trees that the kernel updates, by its names for them."""
-    columns: dict[str, Tree] = {}
-    if "rule" in states:
-        own = [name for name in kernel.columns if name != MOMENTUM]
-        columns.update(zip(own, states["rule"].slots, strict=False))
-    if "momentum" in states:
-        columns[MOMENTUM] = states["momentum"].trace
-    return columns
+class FusedStep:
+    """What a kernel is given for one step of a chain, and the chain's states after it.
+
+    Attributes:
+        columns: The trees that the kernel updates, by its names for them.
+        present: The parameters that take part.
+    """
+
+    def __init__(
+        self, plan: Plan, updates: Tree, states: Sequence[Any], params: Tree | None
+    ) -> None:
+        self._kernel, self._parts = plan
+        self._params = params
+        self._states = dict(zip(self._parts, states, strict=True))
+        for role, part in self._parts.items():
+            check_state(part, self._states[role], STATES.get(role, StepState))
+        self.columns = self._columns()
+        check_alike(updates, params, *list(self.columns.values())[:1])
+        self.present = Present(updates)
+        counted = self._states.get("rule", self._states.get("momentum"))
+        counts = self.present.pick(counted.counts) if counted else [0] * self.present.count
+        self._steps = [count + 1 for count in counts]
+
+    def arguments(self, prepare: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """All arguments but the gradients; what is updated is as `prepare` makes it."""
+        kernel, pick = self._kernel, self.present.pick
+        arguments: dict[str, Any] = dict.fromkeys(kernel.columns)
+        for name, tree in self.columns.items():
+            arguments[name] = [prepare(leaf) for leaf in pick(tree)]
+        if kernel.counted:
+            arguments["steps"] = self._steps
+        role = next(iter(self._parts.keys() & {"coupled", "decoupled"}), None)
+        if role is not None:
+            params = required(self._params, "`add_decayed_weights`")
+            arguments["params"] = [prepare(param) for param in pick(params)]
+            arguments["weight_decay"] = self._now(role, "weight_decay")
+            if len(kernel.decays) > 1:
+                arguments["decoupled"] = role == "decoupled"
+        return {**arguments, **self._numbers(), "maximize": "flip" in self._parts}
+
+    def after(self, columns: dict[str, Tree]) -> tuple[Any, ...]:
+        """The states after the step that made these columns, in the order of the chain."""
+        after = {role: state._replace(step=state.step + 1) for role, state in self._states.items()}
+        own = [tree for name, tree in columns.items() if name != MOMENTUM]
+        for role, memory in (
+            ("rule", {"slots": tuple(own)}),
+            ("momentum", {"trace": columns.get(MOMENTUM)}),
+        ):
+            if role in after:
+                counts = self.present.put(after[role].counts, self._steps)
+                after[role] = after[role]._replace(counts=counts, **memory)
+        return tuple(after.values())
+
+    def _columns(self) -> dict[str, Tree]:
+        columns: dict[str, Tree] = {}
+        if "rule" in self._states:
+            own = [name for name in self._kernel.columns if name != MOMENTUM]
+            columns.update(zip(own, self._states["rule"].slots, strict=False))
+        if "momentum" in self._states:
+            columns[MOMENTUM] = self._states["momentum"].trace
+        return columns
+
+    def _numbers(self) -> dict[str, Any]:
+        # A tree of learning rates is multiplied with afterwards.
+        numbers = {"lr": 1.0 if is_tree(self._parts["rate"].lr) else self._now("rate", "lr")}
+        numbers.update({name: self._now("rule", name) for name in self._kernel.numbers})
+        if "momentum" in self._parts:
+            numbers["momentum"] = self._now("momentum", "momentum")
+            if is_zero(numbers["momentum"]):  # as a number it would switch the buffers off
+                numbers["momentum"] = torch.zeros((), dtype=torch.float64)
+            if "rule" not in self._parts:
+                numbers["dampening"] = self._now("momentum", "dampening")
+                numbers["nesterov"] = self._parts["momentum"].nesterov
+        return numbers
+
+    def _now(self, role: str, name: str) -> Any:
+        return value_at(self._parts[role], name, self._states[role].step)
 
 
-def _after(
-    states: dict[str, Any], columns: dict[str, Tree], count: Callable[[Tree], Tree]
-) -> tuple[Any, ...]:
-    """The states after the step, in the order of the chain."""
-    after = {role: state._replace(step=state.step + 1) for role, state in states.items()}
-    if "momentum" in after:
-        trace = columns.pop(MOMENTUM)
-        counts = count(states["momentum"].counts)
-        after["momentum"] = after["momentum"]._replace(counts=counts, trace=trace)
-    if "rule" in after:
-        counts = count(states["rule"].counts)
-        after["rule"] = after["rule"]._replace(counts=counts, slots=tuple(columns.values()))
-    return tuple(after.values())
-
-
-def _numbers(kernel: Kernel, parts: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of this step, but for the weight decay."""
-
-    def now(role: str, name: str) -> Any:
-        return value_at(parts[role], name, states[role].step)
-
-    # A tree of learning rates is multiplied with afterwards.
-    numbers = {"lr": 1.0 if is_tree(parts["rate"].lr) else now("rate", "lr")}
-    numbers.update({name: now("rule", name) for name in kernel.numbers})
-    if "momentum" in parts:
-        numbers["momentum"] = now("momentum", "momentum")
-        if is_zero(numbers["momentum"]):  # as a number it would switch the buffers off
-            numbers["momentum"] = torch.zeros((), dtype=torch.float64)
-        if "rule" not in parts:
-            numbers["dampening"] = now("momentum", "dampening")
-            numbers["nesterov"] = parts["momentum"].nesterov
-    return numbers
-
-
-def _decay(
-    kernel: Kernel,
-    parts: dict[str, Any],
-    states: dict[str, Any],
-    present: Present,
-    params: Tree | None,
-) -> dict[str, Any]:
-    """The weight decay of this step, and the parameters for it."""
-    role = next(iter(parts.keys() & {"coupled", "decoupled"}), None)
-    if role is None:
-        return {}
-    weights = present.pick(required(params, "`add_decayed_weights`"))
-    arguments = {
-        "weight_decay": value_at(parts[role], "weight_decay", states[role].step),
-        "params": [wide(weight) for weight in weights],
-    }
-    return arguments | ({"decoupled": role == "decoupled"} if len(kernel.decays) > 1 else {})
+def _with_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:
+    pairs = zip(tensors, like, strict=True)
+    return [new if new.dtype is old.dtype else new.to(old.dtype) for new, old in pairs]
