@@ -99,6 +99,11 @@ def test_a_failed_step_changes_nothing():
     assert optimizer.state is state
 
 
+def test_parameters_instead_of_their_module_are_refused():
+    with pytest.raises(TypeError, match=r"must be an `nn.Module`, got a generator"):
+        MetaSGD(nn.Linear(2, 1).parameters())
+
+
 def test_what_is_no_transform_is_refused():
     with pytest.raises(TypeError, match=r"`tx` must be a transform, .* got 0\.1"):
         MetaOptimizer(nn.Linear(2, 1), 0.1)

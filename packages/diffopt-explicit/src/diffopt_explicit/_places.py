@@ -44,6 +44,11 @@ def places(module: nn.Module, kind: Kind) -> list[tuple[Tensor, list[Place]]]:
     A submodule that occurs under several names counts once: through
     `torch.func.functional_call` it would be written twice and not be restored.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"`module` must be an `nn.Module`, got a {type(module).__name__}: not its parameters, "
+            "but the module itself."
+        )
     found: dict[int, tuple[Tensor, list[Place]]] = {}
     for prefix, owner in module.named_modules():
         for attribute, tensor in getattr(owner, kind).items():
