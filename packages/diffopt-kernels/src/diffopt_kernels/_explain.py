@@ -20,7 +20,8 @@ def _cuda_obstacle(index: int) -> str:
     """Return why there are no kernels for this GPU; nothing if there are."""
     if not _native.cuda_architectures:
         return "built without CUDA"
-    why = _native.cuda_obstacle(index)
+    with torch.cuda.device(index):  # which the question would otherwise leave as the current one
+        why = _native.cuda_obstacle(index)
     return why and f"{why} (built for {_native.cuda_architectures})"
 
 

@@ -22,7 +22,9 @@ constexpr std::size_t prepared_size = 256;     // bytes of workspace a tensor
 std::int64_t chunks_of(std::int64_t size) { return (size + chunk_size - 1) / chunk_size; }
 
 void check(cudaError_t error) {
-    if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(
+        "A kernel could not be launched: " + std::string(cudaGetErrorString(error)) + ".");
 }
 
 /// A rule and its surroundings, made ready for one tensor.
