@@ -74,6 +74,16 @@ def test_an_optimizer_of_ours_is_gone_on_with():
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+def test_a_schedule_of_ours_goes_on_without_other_state():
+    module = nn.Linear(2, 1)
+    optimizer = SGD(module.parameters(), lr=linear(0.3, 0.0, 3))
+    run(module, optimizer, 2)
+    with inner_loop(module, optimizer) as (fmodule, opt):
+        opt.step(fmodule.params["bias"].sum())
+
+    torch.testing.assert_close(fmodule.params["bias"], module.bias - 0.1)
+
+
 def test_a_schedule_begins_where_the_optimizer_stands():
     module = nn.Linear(2, 1)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1)

@@ -147,7 +147,7 @@ def _going_on(
 ) -> Transform:
     """The transform of a group with the state of its parameters, if there is any."""
     known = [{} if p is None else optimizer.state.get(p, {}) for p in params.values()]
-    if not any(known):
+    if not any(known) and "shared" not in group:
         return tx
     form, fresh, shared = start(tx, params)
     rows = [
