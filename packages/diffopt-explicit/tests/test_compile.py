@@ -5,6 +5,8 @@ import torch
 from diffopt_explicit import (
     accumulate,
     adam,
+    add_noise,
+    apply_if_finite,
     apply_updates,
     chain,
     clip_by_global_norm,
@@ -16,6 +18,7 @@ from diffopt_explicit import (
     named_chain,
     nan_to_num,
     partition,
+    register_hook,
     sgd,
     unroll,
     warmup_cosine,
@@ -118,3 +121,22 @@ def test_a_whole_meta_step_is_one_graph_also_for_autograds_own_compiler():
     compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
 
     torch.testing.assert_close(compiled(*inputs), gradient(*inputs), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        chain(add_noise(0.1, torch.Generator().manual_seed(0)), sgd(0.1)),
+        chain(sgd(0.1), register_hook(lambda g: 2 * g)),
+        apply_if_finite(adam(0.1)),
+    ],
+    ids=["noise", "hook", "finite"],
+)
+def test_what_breaks_the_graph_is_right_nevertheless(tx):
+    state, results = tx.init(START), []
+    for update in (tx.update, torch.compile(tx.update, backend="eager")):
+        w = START["matrix"].clone().requires_grad_()
+        moved = update({"matrix": w}, state, START)[0]["matrix"]
+        results.append((moved.detach(), torch.autograd.grad(moved.sum(), w)[0]))
+
+    torch.testing.assert_close(*results)
