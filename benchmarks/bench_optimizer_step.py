@@ -89,7 +89,7 @@ def composed(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tenso
     numbers = (NUMBERS["lr"], *NUMBERS["betas"], NUMBERS["eps"], 0.0)
     call, inputs, _ = check(
         ADAM, 0, grads, (exp_avgs, exp_avg_sqs), STEP, numbers, 0.0, None, False, False,
-        lambda *_: False,
+        lambda *_: None,
     )  # fmt: skip
     return _composed.step(call, inputs)
 

@@ -54,7 +54,7 @@ def test_derivatives_in_one_number_for_each_tensor_are_those_of_each_tensor_alon
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_gradcheck_and_gradgradcheck_hold_for_one_number_for_each_tensor(path, make_problem, case):
+def test_gradcheck_and_gradgradcheck_hold_for_one_number_for_each_tensor(make_problem, case):
     problem = make_problem(case, [(2,), ()])
     numbers = [x.requires_grad_() for x in spread(problem)]
     inputs = [*numbers, *problem.inputs[problem.width :]]
