@@ -127,7 +127,7 @@ def test_every_recipe_takes_the_kernel_and_has_the_same_state_with_it(name, monk
     [
         chain(trace(0.9, 0.5), trace(0.9), scale_by_learning_rate(0.1)),
         chain(scale_by_learning_rate(0.1), trace(0.9)),
-        adam(betas=({"w": 0.5}, 0.9)),
+        sgd(0.1, weight_decay={"w": torch.tensor([0.1, 0.2])}),  # a rate for each weight
         chain(*rmsprop().transforms[:1], trace(0.9, nesterov=True), scale_by_learning_rate(0.1)),
     ],
     ids=repr,
@@ -154,3 +154,28 @@ def test_learning_rates_of_a_tree_are_learned_by_the_kernel(composed):
     composed()
 
     torch.testing.assert_close(fused, gradient())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_trees_of_hyperparameters_are_learned_by_the_kernel(name, monkeypatch):
+    recipe, values = RECIPES[name]
+    params = ({"a": torch.tensor([1.0, -2.0])}, torch.tensor(0.5), torch.tensor(3.0))
+    trees = [
+        ({"a": torch.tensor(x, requires_grad=True)}, 1.1 * x, torch.tensor(x, requires_grad=True))
+        for x in values
+    ]
+    learned = [leaf for leaf in tree_leaves(trees) if isinstance(leaf, torch.Tensor)]
+    calls, results = [], []
+    spied = {
+        key: kernel._replace(step=lambda *a, of=kernel.step, **k: calls.append(of) or of(*a, **k))
+        for key, kernel in _fused.KERNELS.items()
+    }
+    for which in (spied, {}):
+        monkeypatch.setattr(_fused, "KERNELS", which)
+        loss = lambda p: (p[0]["a"] ** 4).sum() + p[2] ** 2 * p[0]["a"].prod()
+        end = unroll(loss, recipe(*trees), params, steps=3).params
+        outer = end[0]["a"].sum() - 2 * end[2]
+        results.append([outer, *torch.autograd.grad(outer, learned, materialize_grads=True)])
+
+    assert len(calls) == 3
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffopt_explicit._decay import AddDecayedWeights
-from diffopt_explicit._hyperparameter import everywhere, is_tree, is_zero, value_at
+from diffopt_explicit._hyperparameter import everywhere, groups, is_tree, is_zero, spread, value_at
 from diffopt_explicit._kernels import KERNELS, MOMENTUM, Kernel
 from diffopt_explicit._parameters import check_alike, check_state, required
 from diffopt_explicit._rule import Rule, RuleState
@@ -25,7 +25,7 @@ from diffopt_explicit._scale import Scale, ScaleByLearningRate
 from diffopt_explicit._stepwise import StepState
 from diffopt_explicit._trace import Trace, TraceState
 from diffopt_explicit._transform import Transform, Tree
-from diffopt_explicit._trees import Present, map_present, wide
+from diffopt_explicit._trees import Present, map_present, tree_leaves, wide
 
 # The parts of a chain that may be fused, in their order.
 ORDER: dict[str, type] = {
@@ -97,12 +97,17 @@ def _does(kernel: Kernel, parts: dict[str, Any]) -> bool:
         if MOMENTUM not in kernel.columns or not (plain or "rule" not in parts):
             return False
     return not any(
-        is_tree(number)
+        is_tree(number) and not all(map(_is_single, tree_leaves(number)))
         for role, part in parts.items()
         for value in vars(part).values()
         for number in (value if isinstance(value, tuple) else (value,))
         if role != "rate"
     )
+
+
+def _is_single(leaf: Any) -> bool:
+    """Whether a hyperparameter is the same for all elements of a parameter."""
+    return not isinstance(leaf, Tensor) or leaf.dim() == 0
 
 
 class FusedStep:
@@ -117,7 +122,7 @@ class FusedStep:
         self, plan: Plan, updates: Tree, states: Sequence[Any], params: Tree | None
     ) -> None:
         self._kernel, self._parts = plan
-        self._params = params
+        self._updates, self._params = updates, params
         self._states = dict(zip(self._parts, states, strict=True))
         for role, part in self._parts.items():
             check_state(part, self._states[role], STATES.get(role, StepState))
@@ -181,7 +186,16 @@ class FusedStep:
         return numbers
 
     def _now(self, role: str, name: str) -> Any:
-        return value_at(self._parts[role], name, self._states[role].step)
+        """The value of a field in this step, or a list of one for each parameter."""
+        part = self._parts[role]
+        value = value_at(part, name, self._states[role].step)
+        if name in groups(part):
+            return tuple(self._each(name, one) for one in value)
+        return self._each(name, value)
+
+    def _each(self, name: str, value: Any) -> Any:
+        pick = self.present.pick
+        return pick(spread(name, value, self._updates)) if is_tree(value) else value
 
 
 def _with_dtypes(tensors: Iterable[Tensor], like: Iterable[Tensor]) -> list[Tensor]:

@@ -30,7 +30,7 @@ def value_at(owner: Any, name: str, step: int) -> Any:
     field = getattr(owner, name)
     if is_constant(field):
         return field
-    grouped = name in _groups(owner)
+    grouped = name in groups(owner)
     parts = field if grouped else (field,)
     values = tuple(_at_step(name, part, step) for part in parts)
     value = values if grouped else values[0]
@@ -41,17 +41,21 @@ def value_at(owner: Any, name: str, step: int) -> Any:
 
 def everywhere(owner: Any, name: str, step: int, updates: Tree) -> Tree:
     """The value of a transform's field in this step, for each leaf of `updates`."""
+    return spread(name, value_at(owner, name, step), updates)
+
+
+def spread(name: str, value: Any, updates: Tree) -> Tree:
+    """A hyperparameter's value, for each leaf of `updates`."""
     leaves, spec = tree_flatten(updates, none_is_leaf=True)
-    value = value_at(owner, name, step)
     return tree_unflatten(spec, _for_each_leaf(name, value, spec, len(leaves)))
 
 
 def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     """The transform for each of `count` leaves, with the numbers of this step."""
-    groups = _groups(owner)
+    grouped = groups(owner)
     varied: dict[str, list[Any]] = {}
     for name, field in vars(owner).items():
-        if name in groups:
+        if name in grouped:
             if not all(map(is_constant, field)):
                 values = [_at_step(name, part, step) for part in field]
                 rows = [_for_each_leaf(name, value, spec, count) for value in values]
@@ -64,8 +68,8 @@ def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     return [replace(cast(Any, owner), **row) for row in rows]
 
 
-def _groups(owner: Any) -> set[str]:
-    # Where a field is a tuple by default, it is of several hyperparameters, and no tree.
+def groups(owner: Any) -> set[str]:
+    """The fields that are several hyperparameters: tuples by default, and no trees."""
     return {field.name for field in fields(owner) if isinstance(field.default, tuple)}
 
 
