@@ -98,6 +98,9 @@ def _are_on_one_gpu(columns: Sequence[Any], numbers: Sequence[Tensor]) -> bool:
 def explain(tensors: Sequence[Tensor]) -> str:
     """Tell which path a step with these tensors takes now, and why.
 
+    Hyperparameters that are tensors take part in both paths. For tensors on a CUDA device the
+    fused one reads them there or on the CPU, and never makes either wait for the other.
+
     Args:
         tensors: All tensors of the step: gradients, moments, parameters.
 
