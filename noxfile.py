@@ -122,7 +122,8 @@ def lint(session: nox.Session) -> None:
     install(session, *PACKAGES, also=(*tools, "nox", "-r", "examples/requirements.txt"))
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
-    native = [str(p) for n in NATIVE for p in (ROOT / "packages" / n / "src").rglob("*.[ch]pp")]
+    sources = [p for name in NATIVE for p in (ROOT / "packages" / name).glob("src/**/*")]
+    native = [str(p) for p in sources if p.suffix in {".cpp", ".hpp", ".cu"}]
     session.run("clang-format", "--dry-run", "--Werror", *native)
     session.run("codespell")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
@@ -157,8 +158,12 @@ def sanitize(session: nox.Session) -> None:
     """The native packages' tests under gcc's address and undefined-behaviour sanitizers."""
     install(session, *NATIVE, extras="[test]")
     rebuild = ("--force-reinstall", "--no-deps", "--no-cache-dir", "-C", "build-dir=build/sanitize")
-    for package, option in zip(NATIVE, ("PYTREE_SANITIZE", "DIFFOPT_SANITIZE"), strict=True):
-        session.install(*rebuild, "-C", f"cmake.define.{option}=ON", f"packages/{package}")
+    # The CUDA loops too, which the processor can run as well as a GPU.
+    options = {"pytree-core": ["PYTREE_SANITIZE=ON"]}
+    options["diffopt-kernels"] = ["DIFFOPT_SANITIZE=ON", "DIFFOPT_CUDA=EMULATED"]
+    for package, defined in options.items():
+        settings = [word for setting in defined for word in ("-C", f"cmake.define.{setting}")]
+        session.install(*rebuild, *settings, f"packages/{package}")
     runtimes = [
         session.run("gcc", f"-print-file-name={name}", external=True, silent=True)
         # The second, because the first must find the C++ exceptions that it watches.
