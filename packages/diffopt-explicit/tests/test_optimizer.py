@@ -336,6 +336,21 @@ def test_a_closure_is_called_with_grad_and_its_loss_returned():
     assert w.tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("kind", [ours.SGD, ours.Adam])
+def test_parameters_may_have_rates_of_their_own(kind, path):
+    start, rates = torch.linspace(1, 2, 4), [0.1, torch.tensor([0.1, 0.2, 0.3, 0.4])]
+    params = [start.clone().requires_grad_() for _ in rates]
+    optimizer = kind(params, lr=rates)
+    for _ in range(3):
+        optimizer.zero_grad()
+        sum(param.sin().sum() for param in params).backward()
+        optimizer.step()
+    loss = lambda params: sum(param.sin().sum() for param in params)
+    expected = ours.unroll(loss, kind.recipe(lr=rates), [start, start], steps=3).params
+
+    torch.testing.assert_close([p.detach() for p in params], expected, rtol=1e-12, atol=0)
+
+
 def test_hooks_are_called():
     w, seen = torch.ones(2, requires_grad=True), []
     optimizer = ours.SGD([w], lr=0.25)
