@@ -119,7 +119,9 @@ def tests_pytree_core(session: nox.Session) -> None:
 def lint(session: nox.Session) -> None:
     """Style, spelling and types: ruff, clang-format, codespell, pyright."""
     tools = ("ruff", "clang-format", "codespell", "pyright")
-    install(session, *PACKAGES, also=(*tools, "nox", "-r", "examples/requirements.txt"))
+    integrations = f"{wheel(session, 'pytree-core')}[integrations]"  # whose types are checked too
+    also = (*tools, "nox", integrations, "-r", "examples/requirements.txt")
+    install(session, *PACKAGES, also=also)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     sources = [p for name in NATIVE for p in (ROOT / "packages" / name).glob("src/**/*")]
