@@ -59,3 +59,12 @@ def newton_cube_root(init, a):
     for _ in range(60):
         w = w - (w**3 - a) / (3 * w**2)
     return w
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def spd(n, seed=0, dtype=torch.float64):
+    q = normal(n, n, seed=seed, dtype=dtype)
+    return q @ q.T / n + torch.eye(n, dtype=dtype)

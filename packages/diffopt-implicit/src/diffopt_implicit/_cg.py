@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._linear_info import (
-    LinearSolveInfo,
-    OnFailure,
-    check_on_failure,
-    report,
-)
-from diffopt_implicit._linear_system import (
-    MatVec,
-    Stopping,
-    Tree,
-    VectorMap,
-    check_nonnegative,
-    norm,
-    size_of,
-    verdict,
-)
+from diffopt_implicit._linear_info import LinearSolveInfo, OnFailure
+from diffopt_implicit._linear_system import MatVec, Stopping, Tree, VectorMap, norm, verdict
+from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._torch import any_true
 
 
@@ -118,33 +103,19 @@ def solve_cg(
         J. Res. NBS 49, 1952, section 3; preconditioned as in Saad, *Iterative Methods for
         Sparse Linear Systems*, 2003, algorithm 9.1.
     """
-    check_on_failure(on_failure)
-    check_nonnegative("ridge", ridge)
-    space = Coordinates.of(b, "b")
-    stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
-
-    def operator(v: Tensor) -> Tensor:
-        return space.vector(matvec(space.tree(v)), "The result of `matvec`") + ridge * v
-
-    def precondition(r: Tensor) -> Tensor:
-        if preconditioner is None:
-            return r
-        return space.vector(preconditioner(space.tree(r)), "The result of `preconditioner`")
-
-    rhs = space.vector(b, "b")
-    start = None if init is None else space.vector(init, "init")
-    # Brought to size 1, so that squares of tiny or huge numbers stay within range.
-    scale = size_of(rhs)
-    x, ended = iterate(
-        operator,
-        rhs / scale,
-        None if start is None else start / scale,
-        precondition,
-        replace(stopping, atol=atol / scale),
+    solution, ended = solve_on_vectors(
+        "solve_cg",
+        iterate,
+        matvec,
+        b,
+        init=init,
+        ridge=ridge,
+        tol=tol,
+        atol=atol,
+        maxiter=maxiter,
+        preconditioner=preconditioner,
+        on_failure=on_failure,
     )
-    ended = ended._replace(residual=ended.residual * scale, tolerance=ended.tolerance * scale)
-    report("solve_cg", ended, on_failure)
-    solution = space.tree(x * scale)
     return (solution, ended) if info else solution
 
 

@@ -1,0 +1,67 @@
+"""The way of a linear system on trees to an algorithm on vectors, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from diffopt_implicit._coordinates import Coordinates
+from diffopt_implicit._linear_info import LinearSolveInfo, OnFailure, check_on_failure, report
+from diffopt_implicit._linear_system import (
+    MatVec,
+    Stopping,
+    Tree,
+    VectorMap,
+    check_nonnegative,
+    size_of,
+)
+
+Algorithm = Callable[
+    [VectorMap, Tensor, Tensor | None, VectorMap, Stopping], tuple[Tensor, LinearSolveInfo]
+]
+
+
+def solve_on_vectors(
+    name: str,
+    algorithm: Algorithm,
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor,
+    tol: float | None,
+    atol: float,
+    maxiter: int | None = None,
+    preconditioner: MatVec | None = None,
+    on_failure: OnFailure,
+) -> tuple[Tree, LinearSolveInfo]:
+    """Solve ``(A + ridge I) x = b`` by an algorithm on vectors, and report a failure."""
+    check_on_failure(on_failure)
+    check_nonnegative("ridge", ridge)
+    space = Coordinates.of(b, "b")
+    stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
+
+    def operator(v: Tensor) -> Tensor:
+        return space.vector(matvec(space.tree(v)), "The result of `matvec`") + ridge * v
+
+    def precondition(r: Tensor) -> Tensor:
+        if preconditioner is None:
+            return r
+        return space.vector(preconditioner(space.tree(r)), "The result of `preconditioner`")
+
+    rhs = space.vector(b, "b")
+    start = None if init is None else space.vector(init, "init")
+    # Brought to size 1, so that squares of tiny or huge numbers stay within range.
+    scale = size_of(rhs)
+    x, ended = algorithm(
+        operator,
+        rhs / scale,
+        None if start is None else start / scale,
+        precondition,
+        replace(stopping, atol=atol / scale),
+    )
+    ended = ended._replace(residual=ended.residual * scale, tolerance=ended.tolerance * scale)
+    report(name, ended, on_failure)
+    return space.tree(x * scale), ended
