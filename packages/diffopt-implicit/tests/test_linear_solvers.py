@@ -6,22 +6,16 @@ from diffopt_implicit import (
     LinearSolveError,
     LinearSolveStatus,
     LinearSolveWarning,
+    solve_bicgstab,
     solve_cg,
+    solve_gmres,
     solve_normal_cg,
 )
+from implicit_problems import normal, spd
 from torch.func import vmap
 from torch.testing import assert_close
 
-SOLVERS = [solve_cg, solve_normal_cg]
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def spd(n, seed=0, dtype=torch.float64):
-    q = normal(n, n, seed=seed, dtype=dtype)
-    return q @ q.T / n + torch.eye(n, dtype=dtype)
+SOLVERS = [solve_cg, solve_normal_cg, solve_gmres, solve_bicgstab]
 
 
 def relative(x, exact):
@@ -175,7 +169,7 @@ def test_start_at_the_solution_takes_no_iteration(solve):
 @pytest.mark.parametrize("solve", SOLVERS)
 def test_exact_preconditioner_takes_one_iteration(solve):
     d = torch.logspace(0, 4, 30, dtype=torch.float64)
-    power = 1 if solve is solve_cg else 2
+    power = 2 if solve is solve_normal_cg else 1
     b = normal(30)
     x, info = solve(lambda v: d * v, b, preconditioner=lambda r: r / d**power, info=True)
     assert info.iterations <= 2

@@ -2,7 +2,12 @@
 
 from importlib.metadata import version
 
+from diffopt_implicit._bicgstab import solve_bicgstab as solve_bicgstab
 from diffopt_implicit._cg import solve_cg as solve_cg
+from diffopt_implicit._direct import solve_cholesky as solve_cholesky
+from diffopt_implicit._direct import solve_lu as solve_lu
+from diffopt_implicit._direct import solve_qr as solve_qr
+from diffopt_implicit._gmres import solve_gmres as solve_gmres
 from diffopt_implicit._linear_info import LinearSolveError as LinearSolveError
 from diffopt_implicit._linear_info import LinearSolveInfo as LinearSolveInfo
 from diffopt_implicit._linear_info import LinearSolveStatus as LinearSolveStatus
@@ -10,6 +15,8 @@ from diffopt_implicit._linear_info import LinearSolveWarning as LinearSolveWarni
 from diffopt_implicit._normal_cg import solve_normal_cg as solve_normal_cg
 from diffopt_implicit._products import root_jvp as root_jvp
 from diffopt_implicit._products import root_vjp as root_vjp
+from diffopt_implicit._richardson import solve_fixed_point as solve_fixed_point
+from diffopt_implicit._richardson import solve_neumann as solve_neumann
 from diffopt_implicit._root import custom_root as custom_root
 
 __version__ = version("diffopt-implicit")

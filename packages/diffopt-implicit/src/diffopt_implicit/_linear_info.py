@@ -27,6 +27,7 @@ class LinearSolveStatus(IntEnum):
     STAGNATED = 2
     INDEFINITE = 3
     NONFINITE = 4
+    DIVERGED = 5
 
 
 ADVICE = {
@@ -43,6 +44,10 @@ ADVICE = {
     ),
     LinearSolveStatus.NONFINITE: (
         "NaN or infinity appeared: check the values and derivatives of the condition there."
+    ),
+    LinearSolveStatus.DIVERGED: (
+        "The iterations grow without bound: lower `step_size`, or use `solve_gmres` or "
+        "`solve_normal_cg`, which no eigenvalue makes grow."
     ),
 }
 

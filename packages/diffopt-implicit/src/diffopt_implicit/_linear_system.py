@@ -66,6 +66,12 @@ def check_nonnegative(name: str, value: float | Tensor) -> None:
         raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
 
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Refuse a number that is not positive; a tensor is not looked at."""
+    if not isinstance(value, Tensor) and not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
 def norm(vector: Tensor) -> Tensor:
     """Return the Euclidean norm."""
     return torch.linalg.vector_norm(vector)
@@ -77,6 +83,12 @@ def size_of(vector: Tensor) -> Tensor:
         return vector.new_ones(())
     largest = vector.abs().amax()
     return torch.where(largest > 0, largest, 1.0)
+
+
+def safe_norm(vector: Tensor) -> Tensor:
+    """Return the Euclidean norm, of numbers whose squares are out of range too."""
+    size = size_of(vector)
+    return size * norm(vector / size)
 
 
 def verdict(
