@@ -7,6 +7,7 @@ from diffopt_implicit._cg import solve_cg as solve_cg
 from diffopt_implicit._direct import solve_cholesky as solve_cholesky
 from diffopt_implicit._direct import solve_lu as solve_lu
 from diffopt_implicit._direct import solve_qr as solve_qr
+from diffopt_implicit._fixed_point import custom_fixed_point as custom_fixed_point
 from diffopt_implicit._gmres import solve_gmres as solve_gmres
 from diffopt_implicit._linear_info import LinearSolveError as LinearSolveError
 from diffopt_implicit._linear_info import LinearSolveInfo as LinearSolveInfo

@@ -24,6 +24,7 @@ def attach_root(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     solve: LinearSolver,
+    name: str = "`optimality_fun`",
 ) -> Tree:
     """Return `root`, differentiable in the tensors of `args` and `kwargs`."""
     space = Coordinates.of(root, "the root")
@@ -31,7 +32,7 @@ def attach_root(
     places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
     tensors = tuple(leaves[i] for i in places)
     static = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    condition = FlatCondition(optimality_fun, space, spec, static, places)
+    condition = FlatCondition(optimality_fun, name, space, spec, static, places)
     values = detached(tuple(tree_leaves(root)))
     check(condition, values, detached(tensors))
     attached = attach(condition, flat(solve, space.spec), values, tensors)
@@ -47,6 +48,7 @@ class FlatCondition:
 
     Attributes:
         optimality_fun: The condition, on trees.
+        name: What errors call it.
         space: What the root looks like.
         spec: The structure of ``(args, kwargs)``.
         static: The leaves of ``(args, kwargs)``, None in place of the tensors.
@@ -54,6 +56,7 @@ class FlatCondition:
     """
 
     optimality_fun: Callable[..., Tree]
+    name: str
     space: Coordinates
     spec: Any
     static: tuple[Any, ...]
@@ -69,7 +72,7 @@ class FlatCondition:
         shapes = tuple(getattr(value, "shape", None) for value in values)
         if spec != self.space.spec or shapes != self.space.shapes:
             raise ValueError(
-                "`optimality_fun` must return a tree of the root's structure and shapes, "
+                f"{self.name} must return a tree of the root's structure and shapes, "
                 f"{self.space.spec}, {[tuple(shape) for shape in self.space.shapes]}; got "
                 f"{spec}, {[None if shape is None else tuple(shape) for shape in shapes]}."
             )
@@ -87,7 +90,7 @@ def check(condition: FlatCondition, root: Tensors, values: Tensors) -> None:
     residual, _ = vjp(lambda *x: condition(x, values), *root)
     if any(is_tracked(value) for value in residual):
         names = tracked_names(condition.optimality_fun)
-        raise ValueError(closure_message("`optimality_fun`", names))
+        raise ValueError(closure_message(condition.name, names))
 
 
 def flat(solve: LinearSolver, spec: Any) -> Solve:

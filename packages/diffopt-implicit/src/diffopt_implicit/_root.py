@@ -93,6 +93,17 @@ def custom_root(
         Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-López, Pedregosa & Vert,
         *Efficient and modular implicit differentiation*, NeurIPS 2022, section 2.1.
     """
+    return with_derivatives(optimality_fun, "`optimality_fun`", argnums, has_aux, solve)
+
+
+def with_derivatives(
+    optimality_fun: Callable[..., Tree],
+    name: str,
+    argnums: int | Sequence[int] | None,
+    has_aux: bool,
+    solve: LinearSolver,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the decorator of `custom_root` for a condition that errors call `name`."""
     chosen = normalized(argnums)
 
     def decorate(solver: Callable[..., Any]) -> Callable[..., Any]:
@@ -111,7 +122,7 @@ def custom_root(
                 )
             root, aux = unpack(found, has_aux)
             check_solver_closure(solver, root)
-            root = attach_root(optimality_fun, root, args, kwargs, solve)
+            root = attach_root(optimality_fun, root, args, kwargs, solve, name)
             return (root, aux) if has_aux else root
 
         return solve_and_attach
