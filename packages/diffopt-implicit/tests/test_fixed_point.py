@@ -31,8 +31,8 @@ SOLVERS = [
     solve_normal_cg,
     solve_gmres,
     solve_bicgstab,
-    solve_fixed_point,
-    solve_neumann,
+    partial(solve_fixed_point, step_size=0.8),  # 1 would not sum the series for a slope of -1
+    partial(solve_neumann, step_size=0.8),
     solve_lu,
     solve_qr,
 ]
@@ -61,8 +61,6 @@ def test_cosine(solve, theta, x, slope):  # O-38
 
     theta = theta * ONE
     assert_close(solver(ONE, theta), x * ONE)
-    if solve in (solve_fixed_point, solve_neumann) and slope == 0.5:
-        return  # at pi / 2 the slope of the cosine is -1: no iteration sums that series
     assert_close(grad(lambda t: solver(ONE, t))(theta), slope * ONE)
     assert_close(jvp(lambda t: solver(ONE, t), (theta,), (ONE,))[1], slope * ONE)
 

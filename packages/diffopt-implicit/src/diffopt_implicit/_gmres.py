@@ -77,7 +77,7 @@ def solve_gmres(
     Source:
         Saad & Schultz, *GMRES: a generalized minimal residual algorithm*, SIAM J. Sci. Stat.
         Comput. 7, 1986; computed by the adaptive basis of Jiránek & Rozložník, *Adaptive
-        version of Simpler GMRES*, Numer. Algorithms 53, 2010.
+        version of Simpler GMRES*, Numerical Algorithms 53, 2010.
     """
     check_positive("restart", restart)
     solution, ended = solve_on_vectors(
