@@ -56,6 +56,14 @@ def test_gmres_is_exact_after_n_products(kind):
     assert_close(x, torch.linalg.solve(a, b), rtol=1e-7, atol=1e-8)
 
 
+def test_the_basis_of_gmres_stays_well_conditioned_over_a_long_cycle():
+    n = 40
+    a = torch.diag(torch.logspace(0, 2, n, dtype=torch.float64)) + 0.3 * normal(n, n) / n**0.5
+    info = solve_gmres(lambda v: a @ v, normal(n, seed=1), restart=n, tol=1e-11, info=True)[1]
+    assert info.iterations <= n
+    assert info.residual < 1e-13  # 7e-13 with the basis of Simpler GMRES
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_gmres_has_the_least_residual_over_the_krylov_space(k):
     a, b = normal(9, 9), normal(9, seed=1)

@@ -77,6 +77,13 @@ def test_growing_iterations_raise_and_tell_the_way_out(solve):
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
+def test_growth_that_passes_is_no_divergence(solve):
+    a = torch.tensor([[0.5, -1e4], [0.0, 0.5]], dtype=torch.float64)
+    b = torch.ones(2, dtype=torch.float64)
+    assert_close(solve(lambda v: a @ v, b), torch.linalg.solve(a, b))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
 def test_too_few_iterations_raise_or_warn(solve):
     with pytest.raises(LinearSolveError, match=r"after 3 iterations.*`maxiter`"):
         solve(lambda x: 0.5 * x, torch.ones(2), maxiter=3)

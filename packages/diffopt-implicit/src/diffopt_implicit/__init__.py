@@ -9,6 +9,8 @@ from diffopt_implicit._direct import solve_lu as solve_lu
 from diffopt_implicit._direct import solve_qr as solve_qr
 from diffopt_implicit._fixed_point import custom_fixed_point as custom_fixed_point
 from diffopt_implicit._gmres import solve_gmres as solve_gmres
+from diffopt_implicit._kkt import KKTSolution as KKTSolution
+from diffopt_implicit._kkt import kkt_optimality as kkt_optimality
 from diffopt_implicit._linear_info import LinearSolveError as LinearSolveError
 from diffopt_implicit._linear_info import LinearSolveInfo as LinearSolveInfo
 from diffopt_implicit._linear_info import LinearSolveStatus as LinearSolveStatus
