@@ -121,6 +121,16 @@ def test_trees_pass_gradcheck_in_all_modes_and_under_vmap():
     assert_close(batched[2], jacfwd(leaves, argnums=1)(p[2], q[2])[0])
 
 
+def test_argnums_leaves_the_other_arguments_out():
+    solver = custom_fixed_point(lambda x, s, t: 0.5 * x + s * t, argnums=2)(
+        lambda init, s, t: 2 * s * t
+    )
+    s, t = (3 * ONE).requires_grad_(), ONE.clone().requires_grad_()
+    solver(None, s, t).backward()
+    assert s.grad is None
+    assert_close(t.grad, 6 * ONE)
+
+
 def test_aux_is_handed_on():
     @custom_fixed_point(lambda x, t: 0.5 * x + t, has_aux=True)
     def solver(init, t):

@@ -101,6 +101,11 @@ def test_without_constraints_it_is_the_gradient():
     assert residual[1:] == (None, None)
 
 
+def test_keyword_arguments_may_have_any_name():
+    condition = kkt_optimality(lambda x, solution: (x * solution).sum())
+    assert_close(condition(KKTSolution(C), solution=3 * C).primal, 3 * C)
+
+
 def test_multipliers_that_do_not_fit_are_named():
     condition = kkt_optimality(objective, equality)
     data = (Q, C, A, B)

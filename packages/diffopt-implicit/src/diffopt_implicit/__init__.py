@@ -16,6 +16,7 @@ from diffopt_implicit._linear_info import LinearSolveInfo as LinearSolveInfo
 from diffopt_implicit._linear_info import LinearSolveStatus as LinearSolveStatus
 from diffopt_implicit._linear_info import LinearSolveWarning as LinearSolveWarning
 from diffopt_implicit._normal_cg import solve_normal_cg as solve_normal_cg
+from diffopt_implicit._nystrom import solve_nystrom as solve_nystrom
 from diffopt_implicit._products import root_jvp as root_jvp
 from diffopt_implicit._products import root_vjp as root_vjp
 from diffopt_implicit._richardson import solve_fixed_point as solve_fixed_point
