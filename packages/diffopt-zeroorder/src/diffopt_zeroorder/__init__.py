@@ -3,8 +3,13 @@
 from importlib.metadata import version
 
 from diffopt_zeroorder._decorator import zero_order as zero_order
+from diffopt_zeroorder._method import SPSA as SPSA
 from diffopt_zeroorder._method import Antithetic as Antithetic
+from diffopt_zeroorder._method import Central as Central
+from diffopt_zeroorder._method import Forward as Forward
 from diffopt_zeroorder._method import Method as Method
+from diffopt_zeroorder._method import Naive as Naive
+from diffopt_zeroorder._method import Orthogonal as Orthogonal
 from diffopt_zeroorder._noise import Sampler as Sampler
 
 __version__ = version("diffopt-zeroorder")

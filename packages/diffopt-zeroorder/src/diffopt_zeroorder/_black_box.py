@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,16 @@ from pytree_core import tree_flatten, tree_unflatten
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from diffopt_zeroorder._method import Method, Tensors
-from diffopt_zeroorder._noise import Sampler, noise_like
+from diffopt_zeroorder._method import Method
+from diffopt_zeroorder._noise import Sampler, Tensors, noise_like
+from diffopt_zeroorder._shaping import Shaping
 
 # A black box runs NumPy or branches on values, so `torch.compile` breaks its graph around it. This
 # is `torch.compiler.disable`, but for importing Dynamo, a second or more, when first called.
 outside_graphs = _disable_dynamo
+
+Evaluate = Callable[[Tensors], Tensors]
+Mapping = Callable[[Evaluate, Iterable[Tensors]], Iterator[Tensors]]
 
 # NOTE [two functions]
 # `BlackBox` gives the value and `Estimate` its vector-Jacobian product. The second is a function of
@@ -37,6 +41,8 @@ class Call:
         sampler: Where its directions come from.
         sigma: Its step.
         num_samples: How many directions.
+        mapping: Yields the function's values at many points: `one_by_one` or `all_at_once`.
+        shaping: What to make of all values before they are compared, if anything.
         spec: The structure of the value, known once the function has been called.
     """
 
@@ -46,27 +52,61 @@ class Call:
     sampler: Sampler
     sigma: float
     num_samples: int
+    mapping: Mapping
+    shaping: Shaping | None
     spec: Any = field(default=None, init=False)
 
     def value(self, tensors: Sequence[Tensor]) -> Tensors:
         """Evaluate the function on detached tensors, to the leaves of its value."""
-        like = tensors[self.chosen[0]]
-        output = self.function([tensor.detach() for tensor in tensors])
-        leaves, self.spec = tree_flatten(output)
-        return tuple(as_tensor(leaf, like) for leaf in leaves)
+        (value,) = self.values(tensors, [self.start(tensors)])
+        return value
+
+    def start(self, tensors: Sequence[Tensor]) -> Tensors:
+        """Return the chosen tensors."""
+        return tuple(tensors[i].detach() for i in self.chosen)
+
+    def values(self, tensors: Sequence[Tensor], points: Iterable[Tensors]) -> Iterator[Tensors]:
+        """Yield the leaves of the function's value at each of the points."""
+        moved = [tensor.detach() for tensor in tensors]
+
+        def evaluate(point: Tensors) -> Tensors:
+            for i, leaf in zip(self.chosen, point, strict=True):
+                moved[i] = leaf
+            leaves, self.spec = tree_flatten(self.function(moved))
+            return tuple(as_tensor(leaf, point[0]) for leaf in leaves)
+
+        return self.mapping(evaluate, points)
 
     def gradient(self, cotangents: Tensors, seed: Tensor, tensors: Tensors) -> Tensors:
         """Estimate the gradient of ``<cotangents, value>`` in the chosen tensors."""
-        x = tuple(tensors[i].detach() for i in self.chosen)
 
-        def value(point: Tensors) -> Tensor:
-            moved = list(tensors)
-            for i, leaf in zip(self.chosen, point, strict=True):
-                moved[i] = leaf
-            return inner(cotangents, self.value(moved))
+        def values(points: Iterable[Tensors]) -> Iterator[Tensor]:
+            found = (inner(cotangents, value) for value in self.values(tensors, points))
+            return iter(self.shaping(torch.stack(tuple(found)))) if self.shaping else found
 
+        x = self.start(tensors)
         noise = noise_like(x, self.sampler, seed)
-        return self.method.gradient(value, x, noise, self.sigma, self.num_samples)
+        return self.method.gradient(values, x, noise, self.sigma, self.num_samples)
+
+
+def one_by_one(evaluate: Evaluate, points: Iterable[Tensors]) -> Iterator[Tensors]:
+    """Evaluate at each point when its value is asked for."""
+    return (evaluate(point) for point in points)
+
+
+def all_at_once(evaluate: Evaluate, points: Iterable[Tensors]) -> Iterator[Tensors]:
+    """Evaluate at all points stacked along a new first dimension, which the value has too."""
+    stacked = tuple(torch.stack(leaves) for leaves in zip(*points, strict=True))
+    size = len(stacked[0])
+    values = evaluate(stacked)
+    for value in values:
+        if value.shape[:1] != (size,):
+            raise ValueError(
+                f"With `vectorized=True` the function is called with {size} points stacked along "
+                f"a new first dimension, and must return a value for each: tensors of the shape "
+                f"({size}, ...), got {tuple(value.shape)}."
+            )
+    return (tuple(value[i] for value in values) for i in range(size))
 
 
 def as_tensor(leaf: Any, like: Tensor) -> Tensor:

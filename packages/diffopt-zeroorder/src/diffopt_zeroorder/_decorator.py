@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,16 @@ from pytree_core import tree_flatten, tree_leaves, tree_unflatten
 from torch import Tensor
 from torch.distributions import Distribution
 
-from diffopt_zeroorder._black_box import Call, call_black_box, outside_graphs
-from diffopt_zeroorder._method import Method, method_of
+from diffopt_zeroorder._black_box import (
+    Call,
+    all_at_once,
+    call_black_box,
+    one_by_one,
+    outside_graphs,
+)
+from diffopt_zeroorder._method import Central, Method, Naive, method_of
 from diffopt_zeroorder._noise import Sampler, draw_seed, sampler_of
+from diffopt_zeroorder._shaping import Shaping, shaping_of
 
 
 def zero_order(
@@ -24,18 +32,21 @@ def zero_order(
     num_samples: int = 1,
     sigma: float | Tensor = 1.0,
     generator: torch.Generator | None = None,
+    vectorized: bool = False,
+    baseline: float | Tensor | None = None,
+    shaping: str | Shaping | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a function a gradient that is estimated from its values alone.
 
     The decorated function returns ``f(x)`` itself; its gradient estimates that of the
-    smoothed ``E f(x + sigma z)``, here by antithetic pairs of points::
+    smoothed ``E f(x + sigma z)``, by default from antithetic pairs of points::
 
         g = 1 / (N sigma) * sum_i (f(x + sigma z_i) - f(x - sigma z_i)) / 2 * z_i
 
-    ``f`` is called once when it is called, and ``2 N`` times more in the backward pass, so that
-    a value without a gradient costs nothing extra. It is always called on detached tensors
-    and under `torch.no_grad`, and may run NumPy or a simulator. A random ``f`` draws anew at
-    each of these calls, unless it seeds itself.
+    ``f`` is called once when it is called, and ``2 N`` times more in the backward pass (other
+    methods: as they say), so that a value without a gradient costs nothing extra. It is always
+    called on detached tensors and under `torch.no_grad`, and may run NumPy or a simulator. A
+    random ``f`` draws anew at each of these calls, unless it seeds itself.
 
     The noise is fixed when the function is called: a seed is drawn from `generator` and kept in
     place of the noise, which the backward pass draws again from it. A second backward pass over
@@ -46,8 +57,10 @@ def zero_order(
             `torch.distributions.Distribution` of single numbers is shifted and scaled to mean 0
             and variance 1. A callable ``(shape, *, dtype, device, generator) -> Tensor`` must
             return independent numbers of mean 0 and variance 1 itself; another variance
-            multiplies the gradient.
-        method: The estimator, a `Method`, or its name: ``"antithetic"``.
+            multiplies the gradient. `SPSA`, `Orthogonal` and `Central` have directions of their
+            own, and take None only.
+        method: The estimator, a `Method`, or its name: ``"naive"``, ``"forward"``,
+            ``"antithetic"``, ``"spsa"``, ``"central"`` or ``"orthogonal"``.
         argnums: Which positional arguments to differentiate in, the first being 0. Of the trees
             there every floating-point tensor is perturbed, whether it requires grad or not;
             integer tensors and other leaves stay as they are. All other arguments are
@@ -55,6 +68,17 @@ def zero_order(
         num_samples: The number ``N`` of directions, at least 1.
         sigma: How far to go along a direction, positive.
         generator: Where the seeds come from. Default: torch's global generator.
+        vectorized: Call ``f`` with many points at once: each perturbed tensor, of the shape
+            ``(...)``, has the shape ``(B, ...)`` then, and each leaf of the value must have the
+            shape ``(B, ...)`` too. Everything else is passed as it is. The value itself is one
+            such call, with ``B = 1``, and the gradient is one with all its points.
+        baseline: A number to subtract from the values, for `Naive`, whose attribute it is.
+        shaping: What to put in place of all the values of one gradient: ``"rank"``, from 0 to 1,
+            ``"centered_rank"``, from -1/2 to 1/2, both with the mean rank for equal values,
+            ``"z_score"``, less the mean and over the standard deviation, or a callable from the
+            vector of values to one like it. What comes out is no longer the gradient of the
+            smoothed function, but a direction that outliers do not rule; the values of a tree
+            or tensor are shaped after the product with their cotangent.
 
     Returns:
         A decorator. The decorated function returns a tree of floating-point tensors like what
@@ -84,10 +108,17 @@ def zero_order(
         Comput. Math. 17, 2017, section 2; Salimans et al., *Evolution strategies as a scalable
         alternative to reinforcement learning*, arXiv 1703.03864, section 2.
     """
-    estimator, sampler = method_of(method), sampler_of(distribution)
+    estimator = with_baseline(method_of(method), baseline)
+    sampler, shape = own_sampler(estimator, distribution), shaping_of(shaping)
+    mapping = all_at_once if vectorized else one_by_one
     numbers, step = checked_argnums(argnums), checked_sigma(sigma)
     if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
         raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}.")
+    if isinstance(estimator, Central) and num_samples != 1:
+        raise ValueError(
+            "`Central` goes along each coordinate once and draws no samples: leave `num_samples` "
+            f"at 1, got {num_samples}."
+        )
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @outside_graphs
@@ -107,12 +138,38 @@ def zero_order(
             chosen = chosen_positions(numbers, args, places, tensors)
             # Detached, or the value would require grad for their sake and give them none.
             tensors = [t if i in chosen else t.detach() for i, t in enumerate(tensors)]
-            call = Call(on_tensors, chosen, estimator, sampler, step, num_samples)
+            call = Call(on_tensors, chosen, estimator, sampler, step, num_samples, mapping, shape)
             return call_black_box(call, draw_seed(generator), tensors)
 
         return estimated
 
     return decorate
+
+
+def with_baseline(method: Method, baseline: float | Tensor | None) -> Method:
+    """Return the method with the baseline, if one is given."""
+    if baseline is None:
+        return method
+    if not isinstance(method, Naive):
+        raise ValueError(
+            f"`baseline` is for the method `Naive`; `{type(method).__name__}` subtracts one value "
+            "of the function from another."
+        )
+    if isinstance(baseline, Tensor) and baseline.requires_grad:
+        raise ValueError("`baseline` has no gradient here; detach it.")
+    return replace(method, baseline=float(baseline))
+
+
+def own_sampler(method: Method, distribution: Distribution | Sampler | None) -> Sampler:
+    """Return the sampler of the method, if it has one, or that of the distribution."""
+    if method.sampler is None:
+        return sampler_of(distribution)
+    if distribution is not None:
+        raise ValueError(
+            f"`{type(method).__name__}` has directions of its own: leave `distribution` at None, "
+            "or use `Antithetic`, which takes any."
+        )
+    return method.sampler
 
 
 def chosen_positions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from diffopt_zeroorder._method import Noise, Tensors
+Tensors = tuple[Tensor, ...]
+Noise = Callable[[], Tensors]
 
 
 class Sampler(Protocol):
@@ -54,6 +55,14 @@ def standard_normal(
 ) -> Tensor:
     """Draw from the standard normal distribution."""
     return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+
+def signs(
+    shape: torch.Size, *, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """Draw -1 and 1, equally likely."""
+    bits = torch.randint(2, shape, device=device, generator=generator)
+    return (2 * bits - 1).to(dtype)
 
 
 def standardized(distribution: Distribution) -> Sampler:
