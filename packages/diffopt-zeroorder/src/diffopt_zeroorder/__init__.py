@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from diffopt_zeroorder._decorator import zero_order as zero_order
+from diffopt_zeroorder._dice import dice as dice
 from diffopt_zeroorder._method import SPSA as SPSA
 from diffopt_zeroorder._method import Antithetic as Antithetic
 from diffopt_zeroorder._method import Central as Central
