@@ -11,6 +11,7 @@ from diffopt_zeroorder._method import Forward as Forward
 from diffopt_zeroorder._method import Method as Method
 from diffopt_zeroorder._method import Naive as Naive
 from diffopt_zeroorder._method import Orthogonal as Orthogonal
+from diffopt_zeroorder._module import ZeroOrderModule as ZeroOrderModule
 from diffopt_zeroorder._noise import Sampler as Sampler
 
 __version__ = version("diffopt-zeroorder")
