@@ -13,5 +13,7 @@ from diffopt_zeroorder._method import Naive as Naive
 from diffopt_zeroorder._method import Orthogonal as Orthogonal
 from diffopt_zeroorder._module import ZeroOrderModule as ZeroOrderModule
 from diffopt_zeroorder._noise import Sampler as Sampler
+from diffopt_zeroorder._perturbed import make_perturbed_argmax as make_perturbed_argmax
+from diffopt_zeroorder._perturbed import make_perturbed_fun as make_perturbed_fun
 
 __version__ = version("diffopt-zeroorder")

@@ -112,8 +112,7 @@ def zero_order(
     sampler, shape = own_sampler(estimator, distribution), shaping_of(shaping)
     mapping = all_at_once if vectorized else one_by_one
     numbers, step = checked_argnums(argnums), checked_sigma(sigma)
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}.")
+    check_num_samples(num_samples, 1)
     if isinstance(estimator, Central) and num_samples != 1:
         raise ValueError(
             "`Central` goes along each coordinate once and draws no samples: leave `num_samples` "
@@ -212,6 +211,14 @@ def checked_argnums(argnums: int | Sequence[int]) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"`argnums` must be different numbers, got {list(numbers)}.")
     return numbers
+
+
+def check_num_samples(num_samples: int, least: int) -> None:
+    """Refuse what is no number of samples."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < least:
+        raise ValueError(
+            f"`num_samples` must be an integer of at least {least}, got {num_samples!r}."
+        )
 
 
 def checked_sigma(sigma: float | Tensor) -> float:
