@@ -258,12 +258,23 @@ def test_a_seed_fixes_the_gradient(method):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_half_precision_sums_in_single(method):
+def test_half_precision_keeps_its_dtype(method):
     x = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
     n = 1 if method == "central" else 8
     (g,) = autograd_grad(zero_order(method=method, num_samples=n)(lambda x: x.sum())(x), x)
     assert g.dtype == torch.bfloat16
     assert g.isfinite().all()
+
+
+def test_many_small_terms_do_not_get_lost_in_half_precision():
+    x = torch.zeros(4, dtype=torch.bfloat16)
+    found = gradient(
+        lambda x: x.sum(),
+        x,
+        num_samples=1000,
+        distribution=lambda shape, *, dtype, device, generator: torch.ones(shape, dtype=dtype),
+    )
+    assert torch.equal(found, torch.full_like(x, 4))
 
 
 @pytest.mark.parametrize(
