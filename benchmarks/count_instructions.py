@@ -20,45 +20,45 @@ from bench_pytree import libraries, operations, resnet
 from harness import arguments, report
 
 REPEATS = 300
+NOTHING = "nothing"
 COUNTED = ("leaves", "flatten", "unflatten", "map", "spec ==")
 LIBRARIES = ("pytree_core", "optree", "jax", "dm-tree", "torch")
 
 
-def run(library: str, operation: str, repeats: int) -> None:
-    """Prepare an operation, run it twice to fill all caches, and then so many times."""
+def run(library: str, operation: str) -> None:
+    """Prepare all operations of a library, and call one."""
     timed = operations(libraries(library)[library], resnet((2, 2, 2, 2), bottleneck=False))
+    timed[NOTHING] = lambda: None
     call = timed[operation] if operation in timed else sys.exit(f"no {operation}")
-    for _ in range(2 + repeats):
+    for _ in range(REPEATS):
         call()
 
 
-def count(library: str, operation: str) -> float | None:
-    """The instructions of one call, or None if the library does not have the operation."""
-    totals: list[int] = []
-    for repeats in (0, REPEATS):
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
-            command += [sys.executable, __file__, "--run", library, operation, str(repeats)]
-            seed = {**os.environ, "PYTHONHASHSEED": "0"}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=seed)
-            if f"no {operation}" in done.stderr:
-                return None
-            done.check_returncode()
-            found = re.search(r"^totals: (\d+)", Path(folder, "out").read_text(), re.MULTILINE)
-            totals.append(int(found[1]) if found else 0)
-    return (totals[1] - totals[0]) / REPEATS
+def total(library: str, operation: str) -> int | None:
+    """The instructions of a process, or None if the library does not have the operation."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
+        command += [sys.executable, __file__, "--run", library, operation]
+        seed = {**os.environ, "PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=seed)
+        if f"no {operation}" in done.stderr:
+            return None
+        done.check_returncode()
+        found = re.search(r"^totals: (\d+)", Path(folder, "out").read_text(), re.MULTILINE)
+        return int(found[1]) if found else None
 
 
 def main() -> None:
     """Count, and print the instructions of a call, and how many times more each peer's takes."""
     if sys.argv[1:2] == ["--run"]:
-        run(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        run(sys.argv[2], sys.argv[3])
         return
     options = arguments(__doc__ or "")
+    idle = {library: total(library, NOTHING) or 0 for library in LIBRARIES}
     counts: dict[str, dict[str, float]] = {}
     for operation in COUNTED:
-        found = {library: count(library, operation) for library in LIBRARIES}
-        counts[operation] = {name: n for name, n in found.items() if n is not None}
+        found = {library: total(library, operation) for library in LIBRARIES}
+        counts[operation] = {n: (t - idle[n]) / REPEATS for n, t in found.items() if t is not None}
         ours = counts[operation]["pytree_core"]
         peers = (f"{n} {c / ours:.1f}x" for n, c in counts[operation].items() if n != "pytree_core")
         print(f"{operation:12}{ours:10,.0f} instructions | {', '.join(peers)}", flush=True)
