@@ -187,6 +187,9 @@ def test_steps_go_on_after_the_graph_of_earlier_ones_was_freed():
     optimizer.step(module(torch.ones(1, 2)).square().sum())
     module(torch.ones(1, 2)).square().sum().backward()
     ours.stop_gradient(module)
+    start, before = module.weight, module(torch.ones(1, 2)).detach()
     optimizer.step(module(torch.ones(1, 2)).square().sum())
+    (found,) = torch.autograd.grad(module(torch.ones(1, 2)).square().sum(), start)
 
-    module(torch.ones(1, 2)).square().sum().backward()
+    # A step leaves 1 - 2 * 0.1 * 3 = 0.4 of the output, so that 2 * 0.4 ** 2 of it is the slope.
+    torch.testing.assert_close(found, 0.32 * before.expand(1, 2))

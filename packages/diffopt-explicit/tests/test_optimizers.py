@@ -24,6 +24,7 @@ from diffopt_explicit import (
     sgd,
     unroll,
 )
+from diffopt_explicit._override import hyperparameters
 from every_optimizer import EVERY, F64, end_of, start_of
 from pytree_core import tree_leaves
 
@@ -243,3 +244,15 @@ def test_hyperparameters_are_overridden_step_by_step(name):
 
     torch.testing.assert_close(updates, again)
     assert all(u.requires_grad for u in updates.values()) or name == "rprop"
+
+
+def test_learned_hyperparameters_go_from_one_optimizer_to_another():
+    """O-11."""
+    lr, beta = torch.tensor(0.1, requires_grad=True), torch.tensor(0.8, requires_grad=True)
+    learned = adam(lr, betas=(beta, 0.99), eps=1e-3)
+    numbers = hyperparameters(learned)
+    other = override(adam(0.5), **numbers)
+
+    assert hyperparameters(other) == numbers
+    w = unroll(torch.square, other, torch.ones(()), steps=2).params
+    assert all(torch.autograd.grad(w, [lr, beta]))

@@ -303,6 +303,8 @@ def test_a_lack_of_memory_is_a_memory_error_wherever_it_strikes(kind):
                     work()
                 finally:
                     memory.remove_mem_hooks()
+    assert spec == pt.tree_structure(tree)
+    assert pt.tree_leaves(spec.unflatten(leaves)) == leaves
 
 
 def test_threads_may_flatten_and_register_at_once():

@@ -234,7 +234,10 @@ def test_long_chains_of_specs_are_released_without_recursion():
     spec = pt.tree_structure(1)
     for _ in range(100_000):
         spec = pt.tree_structure(Box([1], spec))
+    alive = weakref.ref(spec)
     del spec
+
+    assert alive() is None
 
 
 def test_hashing_a_long_chain_of_specs_is_a_recursion_error():

@@ -1,9 +1,18 @@
 """Classes whose fields are subtrees, or part of the structure."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytree_core._registry import add
 from pytree_core._tables import Registration
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform as dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Tell type checkers that a decorator makes dataclasses, which only they need to know."""
+        return lambda decorator: decorator
+
 
 PYTREE_NODE = "pytree_node"  # where the metadata of a field says which
 

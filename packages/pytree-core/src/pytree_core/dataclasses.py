@@ -3,18 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
-from pytree_core._fields import PYTREE_NODE, register_fields
-
-if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
-else:
-
-    def dataclass_transform(**_):
-        """Tell type checkers that `dataclass` is one, which only they need to know."""
-        return lambda decorator: decorator
-
+from pytree_core._fields import PYTREE_NODE, dataclass_transform, register_fields
 
 T = TypeVar("T", bound=type)
 
