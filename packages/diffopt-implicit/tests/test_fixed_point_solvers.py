@@ -60,7 +60,7 @@ def test_derivatives_of_both_orders_and_of_the_iterations(make):
     start = torch.ones(2, dtype=torch.float64)
     assert gradcheck(lambda t: solver.run(start, t).params, (theta,), check_forward_ad=True)
     assert gradgradcheck(lambda t: solver.run(start, t).params, (theta,))
-    unrolled = make(cosine, implicit_diff=False, **tight)
+    unrolled = make(cosine, adjoint="unroll", **tight)
     ours, theirs = (
         torch.autograd.grad(s.run(start, theta).params.sum(), theta)[0] for s in (solver, unrolled)
     )

@@ -5,7 +5,6 @@ from importlib.metadata import version
 from diffopt_implicit import projections as projections
 from diffopt_implicit import proximal as proximal
 from diffopt_implicit._bicgstab import solve_bicgstab as solve_bicgstab
-from diffopt_implicit._broyden import Broyden as Broyden
 from diffopt_implicit._cg import solve_cg as solve_cg
 from diffopt_implicit._deq import DEQ as DEQ
 from diffopt_implicit._deq import DEQBackward as DEQBackward
@@ -20,8 +19,6 @@ from diffopt_implicit._first_order_methods import F2SA as F2SA
 from diffopt_implicit._first_order_methods import SAMA as SAMA
 from diffopt_implicit._first_order_methods import FiniteDifference as FiniteDifference
 from diffopt_implicit._fixed_point import custom_fixed_point as custom_fixed_point
-from diffopt_implicit._fixed_point_solvers import AndersonAcceleration as AndersonAcceleration
-from diffopt_implicit._fixed_point_solvers import FixedPointIteration as FixedPointIteration
 from diffopt_implicit._gmres import solve_gmres as solve_gmres
 from diffopt_implicit._hypergradient import HypergradientInfo as HypergradientInfo
 from diffopt_implicit._hypergradient import hypergradient as hypergradient
@@ -50,10 +47,22 @@ from diffopt_implicit._solved_adjoints import CG as CG
 from diffopt_implicit._solved_adjoints import Exact as Exact
 from diffopt_implicit._solved_adjoints import NormalCG as NormalCG
 from diffopt_implicit._solved_adjoints import Nystrom as Nystrom
-from diffopt_implicit._solver import OptStep as OptStep
-from diffopt_implicit._solver import Solver as Solver
-from diffopt_implicit._solver import SolverError as SolverError
-from diffopt_implicit._solver import SolverWarning as SolverWarning
+from diffopt_implicit._solvers._adjoints import Adjoint as Adjoint
+from diffopt_implicit._solvers._adjoints import Checkpoint as Checkpoint
+from diffopt_implicit._solvers._adjoints import Implicit as Implicit
+from diffopt_implicit._solvers._adjoints import Unroll as Unroll
+from diffopt_implicit._solvers._broyden import Broyden as Broyden
+from diffopt_implicit._solvers._fixed_point_solvers import (
+    AndersonAcceleration as AndersonAcceleration,
+)
+from diffopt_implicit._solvers._fixed_point_solvers import (
+    FixedPointIteration as FixedPointIteration,
+)
+from diffopt_implicit._solvers._solver import Solver as Solver
+from diffopt_implicit._solvers._status import SolverError as SolverError
+from diffopt_implicit._solvers._status import SolverStatus as SolverStatus
+from diffopt_implicit._solvers._status import SolverWarning as SolverWarning
+from diffopt_implicit._solvers._step import OptStep as OptStep
 from diffopt_implicit._stochastic_adjoint import StochasticAdjoint as StochasticAdjoint
 from diffopt_implicit._unrolled_adjoints import FixedPoint as FixedPoint
 from diffopt_implicit._unrolled_adjoints import IdentityApprox as IdentityApprox

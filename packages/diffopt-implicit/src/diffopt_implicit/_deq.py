@@ -14,11 +14,12 @@ from torch.func import functional_call
 
 from diffopt_implicit._condition import LinearSolver, attach_root
 from diffopt_implicit._fixed_point import FixedPointResidual
-from diffopt_implicit._fixed_point_solvers import AndersonAcceleration, check_share
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import MatVec, Tree, check_positive, size_of
 from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._solver import OptStep, Solver
+from diffopt_implicit._solvers._fixed_point_solvers import AndersonAcceleration, check_share
+from diffopt_implicit._solvers._solver import Solver
+from diffopt_implicit._solvers._step import OptStep
 from diffopt_implicit._torch import outside_graphs
 
 EACH_ON_ITS_OWN = partial(

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffopt_implicit._condition import LinearSolver
-from diffopt_implicit._fixed_point_solvers import nothing_yet
-from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree, check_positive
-from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._rows import Rows, length, relative_length
-from diffopt_implicit._solver import OptStep, Solver, check_solver
+from diffopt_implicit._solvers._fixed_point_solvers import counted, nothing_yet
+from diffopt_implicit._solvers._solver import Solver
+from diffopt_implicit._solvers._status import running
+from diffopt_implicit._solvers._step import OptStep
 
 
 class BroydenState(NamedTuple):
@@ -24,6 +23,8 @@ class BroydenState(NamedTuple):
     Attributes:
         iter_num: Int64 (examples,), the updates that each has taken.
         error: (examples,), ``|F(x)| / (1 + |x|)`` after the last update.
+        status: Int64 (examples,), a `SolverStatus`.
+        num_fun_eval: Int64 (examples,), calls of the function.
         value: ``F(x)``, (examples, elements).
         left: The ``u_i``, (memory, examples, elements).
         right: The ``v_i``, the same.
@@ -31,6 +32,8 @@ class BroydenState(NamedTuple):
 
     iter_num: Tensor
     error: Tensor
+    status: Tensor
+    num_fun_eval: Tensor
     value: Tensor
     left: Tensor
     right: Tensor
@@ -47,13 +50,9 @@ class Broyden(Solver):
     Attributes:
         fun: ``(x, *args, **kwargs) ->`` a tree like ``x``, zero at the root.
         memory: How many updates are kept, positive.
-        maxiter: At most so many updates.
         tol: Stop at ``|F(x)| <= tol (1 + |x|)``.
         batched: Whether the first dimension of each leaf counts examples, which converge one
             by one with inverses of their own.
-        implicit_diff: As of `Solver`.
-        implicit_diff_solve: As of `Solver`.
-        on_failure: As of `Solver`.
 
     Example:
         >>> import torch
@@ -69,15 +68,10 @@ class Broyden(Solver):
 
     fun: Callable[..., Tree]
     memory: int = 30
-    maxiter: int = 100
-    tol: float = 1e-5
     batched: bool = False
-    implicit_diff: bool = True
-    implicit_diff_solve: LinearSolver = solve_normal_cg
-    on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
-        check_solver(self)
+        super().__post_init__()
         check_positive("memory", self.memory)
 
     def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> BroydenState:
@@ -85,12 +79,13 @@ class Broyden(Solver):
         rows = Rows.of(init_params, self.batched)
         value = rows.matrix(self.fun(init_params, *args, **kwargs), "The result of `fun`")
         none = value.new_zeros(self.memory, *value.shape)
-        return BroydenState(*nothing_yet(value), value, none, none)
+        iter_num, error, status, calls = nothing_yet(value)
+        return BroydenState(iter_num, error, status, calls + 1, value, none, none)
 
     def update(self, params: Tree, state: BroydenState, *args: Any, **kwargs: Any) -> OptStep:
         """Take one step, and learn from it."""
         rows = Rows.of(params, self.batched)
-        x, live = rows.matrix(params, "`params`"), ~(state.error <= self.tol)
+        x, live = rows.matrix(params, "`params`"), running(state)
         step = -applied(state.left, state.right, state.value)
         moved = torch.where(live[:, None], x + step, x)
         after = rows.tree(moved)
@@ -106,8 +101,7 @@ class Broyden(Solver):
         return OptStep(
             after,
             BroydenState(
-                state.iter_num + live,
-                error,
+                *counted(state, error, live, self.tol),
                 torch.where(live[:, None], value, state.value),
                 torch.cat([state.left[1:], left[None]]),
                 torch.cat([state.right[1:], right[None]]),

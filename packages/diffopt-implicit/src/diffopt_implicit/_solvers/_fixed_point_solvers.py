@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffopt_implicit._condition import LinearSolver
 from diffopt_implicit._fixed_point import FixedPointResidual
-from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree, check_nonnegative, check_positive
-from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._rows import Rows, length, relative_length
-from diffopt_implicit._solver import OptStep, Solver, check_solver
+from diffopt_implicit._solvers._solver import Solver
+from diffopt_implicit._solvers._status import SolverStatus, judged, running
+from diffopt_implicit._solvers._step import OptStep
 
 
 class FixedPointState(NamedTuple):
@@ -24,10 +23,14 @@ class FixedPointState(NamedTuple):
     Attributes:
         iter_num: Int64 (examples,), the updates that each has taken.
         error: (examples,), ``|T(x) - x| / (1 + |x|)`` before the last update.
+        status: Int64 (examples,), a `SolverStatus`.
+        num_fun_eval: Int64 (examples,), calls of the function.
     """
 
     iter_num: Tensor
     error: Tensor
+    status: Tensor
+    num_fun_eval: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,9 @@ class FixedPointIteration(Solver):
     Attributes:
         fixed_point_fun: ``(x, *args, **kwargs) ->`` a tree like ``x``.
         damping: Share of ``x`` that is kept, in [0, 1).
-        maxiter: At most so many updates.
         tol: Stop at ``|T(x) - x| <= tol (1 + |x|)``.
         batched: Whether the first dimension of each leaf counts examples, which converge one
             by one.
-        implicit_diff: As of `Solver`.
-        implicit_diff_solve: As of `Solver`.
-        on_failure: As of `Solver`.
 
     Example:
         >>> import torch
@@ -59,15 +58,10 @@ class FixedPointIteration(Solver):
 
     fixed_point_fun: Callable[..., Tree]
     damping: float = 0.0
-    maxiter: int = 1000
-    tol: float = 1e-5
     batched: bool = False
-    implicit_diff: bool = True
-    implicit_diff_solve: LinearSolver = solve_normal_cg
-    on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
-        check_solver(self)
+        super().__post_init__()
         check_share("damping", self.damping)
 
     def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> FixedPointState:
@@ -80,10 +74,11 @@ class FixedPointIteration(Solver):
         rows = Rows.of(params, self.batched)
         x = rows.matrix(params, "`params`")
         image = rows.matrix(self.fixed_point_fun(params, *args, **kwargs), "`fixed_point_fun`")
-        error, live = relative_length(image - x, x), ~(state.error <= self.tol)
-        moved = torch.where(live[:, None], image + self.damping * (x - image), x)
-        error = torch.where(live, error, state.error)
-        return OptStep(rows.tree(moved), FixedPointState(state.iter_num + live, error))
+        live = running(state)
+        error = torch.where(live, relative_length(image - x, x), state.error)
+        moves = live & error.isfinite()
+        moved = torch.where(moves[:, None], image + self.damping * (x - image), x)
+        return OptStep(rows.tree(moved), FixedPointState(*counted(state, error, live, self.tol)))
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return ``x - T(x)``."""
@@ -96,6 +91,8 @@ class AndersonState(NamedTuple):
     Attributes:
         iter_num: Int64 (examples,), the updates that each has taken.
         error: (examples,), ``|T(x) - x| / (1 + |x|)`` before the last update.
+        status: Int64 (examples,), a `SolverStatus`.
+        num_fun_eval: Int64 (examples,), calls of the function.
         last: The last point and its residual ``T(x) - x``, each (examples, elements).
         steps: The last differences of points, (memory, examples, elements).
         changes: The last differences of residuals, the same.
@@ -103,6 +100,8 @@ class AndersonState(NamedTuple):
 
     iter_num: Tensor
     error: Tensor
+    status: Tensor
+    num_fun_eval: Tensor
     last: tuple[Tensor, Tensor]
     steps: Tensor
     changes: Tensor
@@ -125,12 +124,8 @@ class AndersonAcceleration(Solver):
         beta: Share of the residual that is added, in (0, 1].
         ridge: Tikhonov's regularization of ``gamma``, for ``dF`` of columns of length 1; at
             least 0. With 0 nearly parallel differences may spoil the step.
-        maxiter: At most so many updates.
         tol: Stop at ``|T(x) - x| <= tol (1 + |x|)``.
         batched: As of `FixedPointIteration`; each example has a ``gamma`` of its own.
-        implicit_diff: As of `Solver`.
-        implicit_diff_solve: As of `Solver`.
-        on_failure: As of `Solver`.
 
     Example:
         >>> import torch
@@ -148,15 +143,10 @@ class AndersonAcceleration(Solver):
     memory: int = 5
     beta: float = 1.0
     ridge: float = 1e-8
-    maxiter: int = 100
-    tol: float = 1e-5
     batched: bool = False
-    implicit_diff: bool = True
-    implicit_diff_solve: LinearSolver = solve_normal_cg
-    on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
-        check_solver(self)
+        super().__post_init__()
         check_positive("memory", self.memory)
         check_nonnegative("ridge", self.ridge)
         if not 0 < self.beta <= 1:
@@ -173,7 +163,9 @@ class AndersonAcceleration(Solver):
         rows = Rows.of(params, self.batched)
         x = rows.matrix(params, "`params`")
         f = rows.matrix(self.fixed_point_fun(params, *args, **kwargs), "`fixed_point_fun`") - x
-        live, begun = ~(state.error <= self.tol), state.iter_num > 0
+        live, begun = running(state), state.iter_num > 0
+        error = torch.where(live, relative_length(f, x), state.error)
+        live = live & error.isfinite()
         step, change = (
             torch.where((live & begun)[:, None], now - before, 0.0)
             for now, before in zip((x, f), state.last, strict=True)
@@ -183,9 +175,8 @@ class AndersonAcceleration(Solver):
         gamma = combination(changes, f, self.ridge)
         away = torch.einsum("mbn,mb->bn", steps + self.beta * changes, gamma)
         moved = torch.where(live[:, None], x + self.beta * f - away, x)
-        error = torch.where(live, relative_length(f, x), state.error)
-        after = AndersonState(state.iter_num + live, error, (x, f), steps, changes)
-        return OptStep(rows.tree(moved), after)
+        common = counted(state, error, running(state), self.tol)
+        return OptStep(rows.tree(moved), AndersonState(*common, (x, f), steps, changes))
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return ``x - T(x)``."""
@@ -207,10 +198,19 @@ def combination(changes: Tensor, f: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve_triangular(r, right, upper=True)[:, :, 0].T / size
 
 
-def nothing_yet(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return no iterations and infinite errors, for each row."""
+def nothing_yet(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the common fields of a state of nothing yet, for each row."""
     count = torch.zeros_like(x[:, 0] if x.shape[1] else x.sum(1), dtype=torch.int64)
-    return count, torch.full_like(count, torch.inf, dtype=x.dtype)
+    error = torch.full_like(count, torch.inf, dtype=x.dtype)
+    return count, error, torch.full_like(count, SolverStatus.RUNNING), count
+
+
+def counted(
+    state: Any, error: Tensor, live: Tensor, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the common fields of a state after one more evaluation."""
+    status = judged(state.status, error, tol)
+    return state.iter_num + live, error, status, state.num_fun_eval + live
 
 
 def check_share(name: str, value: float) -> None:

@@ -1,0 +1,1 @@
+"""Iterative solvers: the protocol, and one module for each family."""
