@@ -22,6 +22,9 @@ from diffopt_implicit import (
     OneStep,
     StochasticAdjoint,
     hypergradient,
+    solve_cg,
+    solve_fixed_point,
+    solve_neumann,
 )
 from implicit_problems import LAM, RIDGE_W, X, Y, normal, ridge_objective, ridge_solution, spd
 from torch import nn
@@ -543,6 +546,37 @@ def test_no_iteration_waits_for_the_device(make):
     with Waits() as waits:
         problem.by(CG())
     assert waits.count > 2, "the counter counts"
+
+
+@pytest.mark.parametrize(
+    ("solve", "products"),
+    [
+        (functools.partial(solve_cg, maxiter=5), 5),
+        (functools.partial(solve_fixed_point, maxiter=5, step_size=0.1), 4),
+        (functools.partial(solve_neumann, maxiter=5, step_size=0.1), 4),
+    ],
+)
+def test_a_fixed_number_of_iterations_takes_no_product_beyond_them(solve, products):
+    a, b, calls = spd(8), normal(8), []
+
+    def matvec(x):
+        calls.append(x)
+        return a @ x
+
+    x, info = solve(matvec, b, tol=0.0, info=True, on_failure="ignore")
+    assert len(calls) == products
+    assert info.iterations == 5
+    assert 0.3 < info.residual / (a @ x - b).norm() < 3
+
+
+def test_a_loss_that_draws_random_numbers_is_refused():
+    problem = Quadratic()
+    inner = lambda w, lam: problem.inner(nn.functional.dropout(w, 0.5), lam)
+    w = problem.minimum(problem.lam)
+    with pytest.raises(ValueError, match=r"draws random numbers \(dropout in training mode\?\)"):
+        hypergradient(inner, problem.outer, w, problem.lam, CG(3))
+    outer = lambda w, lam: problem.outer(nn.functional.dropout(w, 0.5), lam)
+    assert hypergradient(problem.inner, outer, w, problem.lam).isfinite().all()
 
 
 def test_nothing_is_kept_when_the_result_is_dropped():

@@ -6,6 +6,8 @@ from diffopt_implicit import projections as projections
 from diffopt_implicit import proximal as proximal
 from diffopt_implicit._bicgstab import solve_bicgstab as solve_bicgstab
 from diffopt_implicit._cg import solve_cg as solve_cg
+from diffopt_implicit._compiled_hypergradient import CompiledHypergradient as CompiledHypergradient
+from diffopt_implicit._compiled_hypergradient import compile_hypergradient as compile_hypergradient
 from diffopt_implicit._deq import DEQ as DEQ
 from diffopt_implicit._deq import DEQBackward as DEQBackward
 from diffopt_implicit._deq import ImplicitBackward as ImplicitBackward

@@ -10,13 +10,8 @@ import torch
 from pytree_core import tree_leaves
 from torch import Tensor
 
-from diffopt_implicit._equation import (
-    LinearMap,
-    attach,
-    attach_linear,
-    detached,
-    transposed_jacobian,
-)
+from diffopt_implicit._condition import random_states, same_states
+from diffopt_implicit._equation import LinearMap, attach, attach_linear, detached
 from diffopt_implicit._hypergradient_method import Estimate
 from diffopt_implicit._inner_problem import InnerProblem, minus
 from diffopt_implicit._linear_info import (
@@ -33,6 +28,13 @@ from diffopt_implicit._torch import Tensors
 CUT_SHORT = (LinearSolveStatus.MAXITER, LinearSolveStatus.STAGNATED)
 
 
+RANDOM = (
+    "`inner_loss` draws random numbers (dropout in training mode?), so it is another loss at each "
+    "evaluation, and a hypergradient would mix them: pass the randomness as an argument, such as a "
+    "mask, seed it inside `torch.random.fork_rng()`, or call `.eval()`."
+)
+
+
 class AdjointMethod(ABC):
     """A hypergradient by a solution of ``H u = v``, exact as far as that is."""
 
@@ -46,7 +48,6 @@ class AdjointMethod(ABC):
 
     def estimate(self, problem: InnerProblem, init: Tensors | None) -> Estimate:
         """Return the hypergradient, differentiable again: also in how the minimum moves."""
-        matrix_at = transposed_jacobian(problem.inner_slope)
 
         def solve(
             matvec: LinearMap, b: Tensors, start: Tensors | None = None
@@ -64,9 +65,12 @@ class AdjointMethod(ABC):
         x = attach(problem.inner_slope, again, detached(problem.params), problem.hparams)
         v, direct = problem.outer_slopes(x)
         values = (*x, *problem.hparams)
-        hessian = matrix_at(detached(values), len(x))
+        before = random_states()
+        hessian = problem.hessian_at(detached(values), len(x))
+        if not same_states(before):
+            raise ValueError(RANDOM)
         found, ended = solve(hessian, detached(v), init)
-        u = attach_linear(matrix_at, again, found, v, values)
+        u = attach_linear(problem.hessian_at, again, found, v, values)
         mixed = replace(problem, params=x).mixed()
         return Estimate(
             minus(direct, mixed(u)),

@@ -69,8 +69,9 @@ def solve_cg(
     """Solve ``(A + ridge I) x = b`` by conjugate gradients, ``A`` symmetric positive definite.
 
     It stops at ``|(A + ridge I) x - b| <= max(tol |b|, atol)``. That residual is computed
-    anew from ``x``; where the recurrence has drifted from it, the iterations start again
-    from ``x``. A residual at the level of rounding counts as reached.
+    anew from ``x`` (not with ``tol=0`` and a `maxiter`, to save a product); where the
+    recurrence has drifted from it, the iterations start again from ``x``. A residual at the
+    level of rounding counts as reached.
 
     Args:
         matvec: The product ``x -> A x``, from and to trees like `b`.
@@ -160,15 +161,16 @@ def iterate(
             live = live & (curvature > 0) & (rz > 0)
             step = torch.where(live, rz / torch.where(live, curvature, 1.0), 0.0)
             x, r = torch.addcmul(x, p, step), torch.addcmul(r, ap, step, value=-1)
-            matrix_size = torch.where(
-                live, torch.maximum(matrix_size, norm(ap) / norm(p)), matrix_size
-            )
+            if not stopping.fixed or taken == 0:
+                gain = torch.maximum(matrix_size, norm(ap) / norm(p))
+                matrix_size = torch.where(live, gain, matrix_size)
             z = precondition(r)
             rz, rz_before = torch.dot(r, z), rz
             p = torch.addcmul(z, p, torch.where(live, rz / torch.where(live, rz_before, 1.0), 0.0))
             iterations, taken = iterations + live, taken + 1
-            live = live & ~(norm(r) <= inner_goal)
-        r, before = b - operator(x), residual
+            length = rz.detach().sqrt() if z is r else norm(r)
+            live = live & ~(length <= inner_goal)
+        r, before = r if stopping.fixed else b - operator(x), residual
         residual = norm(r)
         # A restart that does not halve the true residual has met rounding, or a singularity.
         live = ~(residual <= goal) & ~indefinite & ~broken & (residual < 0.5 * before)

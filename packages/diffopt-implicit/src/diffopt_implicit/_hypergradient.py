@@ -6,16 +6,13 @@ from contextlib import nullcontext
 from typing import Literal, NamedTuple, overload
 
 import torch
-from pytree_core import tree_leaves
 from torch import Tensor
 
 from diffopt_implicit._closure import closure_message, tracked_names
-from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._equation import detached
 from diffopt_implicit._hypergradient_method import Estimate, HypergradientMethod
 from diffopt_implicit._inner_problem import InnerProblem, Loss, minus
 from diffopt_implicit._linear_system import Tree
-from diffopt_implicit._products import Selection
 from diffopt_implicit._root_check import quotient, size
 from diffopt_implicit._solved_adjoints import CG
 from diffopt_implicit._torch import is_tracked, is_transformed, outside_graphs
@@ -146,16 +143,21 @@ def hypergradient(
         Bengio, *Gradient-based optimization of hyperparameters*, Neural Computation 12, 2000;
         the methods' own in their docstrings.
     """
-    space, selection = Coordinates.of(params, "`params`"), Selection.of((hparams,), None)
-    leaves, tensors = tuple(tree_leaves(params)), selection.tensors()
-    problem = InnerProblem(inner_loss, outer_loss, space, selection, leaves, tensors)
-    start = None if init is None else detached(problem.vector(init, "`init`"))
-    again = create_graph or any(is_transformed(t) for t in (*leaves, *tensors))
+    problem = InnerProblem.at(inner_loss, outer_loss, params, hparams)
+    again = create_graph or any(is_transformed(t) for t in (*problem.params, *problem.hparams))
     if again:
         check_differentiable(method, problem)
     with nullcontext() if again else torch.no_grad():
-        estimate = method.estimate(problem, start)
-        (gradient,) = selection.like_args(estimate.gradient)
+        return estimated(problem, method, init, info=info)
+
+
+def estimated(
+    problem: InnerProblem, method: HypergradientMethod, init: Tree | None, *, info: bool
+) -> Tree | tuple[Tree, HypergradientInfo]:
+    """Let a method estimate the hypergradient, and give it the form of the hyperparameters."""
+    start = None if init is None else detached(problem.vector(init, "`init`"))
+    estimate = method.estimate(problem, start)
+    (gradient,) = problem.selection.like_args(estimate.gradient)
     return (gradient, described(estimate, problem)) if info else gradient
 
 

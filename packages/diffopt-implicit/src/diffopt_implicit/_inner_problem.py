@@ -38,6 +38,13 @@ class InnerProblem:
     params: Tensors
     hparams: Tensors
 
+    @classmethod
+    def at(cls, inner_loss: Loss, outer_loss: Loss, params: Tree, hparams: Tree) -> InnerProblem:
+        """Pose the problem at a point given as trees."""
+        space, selection = Coordinates.of(params, "`params`"), Selection.of((hparams,), None)
+        leaves, tensors = tuple(tree_leaves(params)), selection.tensors()
+        return cls(inner_loss, outer_loss, space, selection, leaves, tensors)
+
     def loss(self, loss: Loss, params: Tensors, hparams: Tensors) -> Tensor:
         """Evaluate one of the losses."""
         value = loss(self.tree(params), *self.selection.with_tensors(hparams))
@@ -77,8 +84,11 @@ class InnerProblem:
 
     def hessian(self) -> LinearMap:
         """Return ``u -> H u``, `H` the second derivative of the inner loss in the parameters."""
-        values = (*self.params, *self.hparams)
-        return transposed_jacobian(self.inner_slope)(values, len(self.params))
+        return self.hessian_at((*self.params, *self.hparams), len(self.params))
+
+    def hessian_at(self, values: Tensors, count: int) -> LinearMap:
+        """Return ``u -> H u`` at other parameters, the first `count`, and hyperparameters."""
+        return transposed_jacobian(self.inner_slope)(values, count)
 
     def mixed(self) -> LinearMap:
         """Return ``u -> B^T u``, `B` the derivative of the inner slope in hyperparameters."""

@@ -58,7 +58,9 @@ class LinearSolveInfo(NamedTuple):
     Attributes:
         status: Int64 scalar, a `LinearSolveStatus`.
         residual: Norm of the true residual, recomputed from the solution; of the normal
-            equations' residual where least squares was asked for.
+            equations' residual where least squares was asked for. After a fixed number of
+            iterations (``tol=0``) no product is spent on it: it is that of the recurrence of
+            conjugate gradients, and that before the last term of a series.
         tolerance: What `residual` had to reach.
         iterations: Int64 scalar, how many iterations were taken.
 

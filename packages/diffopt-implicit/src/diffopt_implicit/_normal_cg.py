@@ -226,7 +226,10 @@ def iterate(
             iterations, taken = iterations + live, taken + 1
             live = live & ~(norm(r if square else s) <= inner_goal)
         before = residual
-        r, s, residual = residuals(x)
+        if stopping.fixed:
+            residual = norm(r if square else s)
+        else:
+            r, s, residual = residuals(x)
         # A restart that does not halve the true residual has met rounding, or a singularity.
         live = ~(residual <= goal) & ~broken & (residual < 0.5 * before)
 

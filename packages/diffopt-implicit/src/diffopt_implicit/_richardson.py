@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from diffopt_implicit._linear_system import (
     safe_norm,
     verdict,
 )
-from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._on_vectors import Algorithm, solve_on_vectors
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -171,7 +170,7 @@ def solve_neumann(
     return (solution, ended) if info else solution
 
 
-def richardson(step_size: float | Tensor) -> Callable[..., tuple[Tensor, LinearSolveInfo]]:
+def richardson(step_size: float | Tensor) -> Algorithm:
     """Return Richardson's iteration; from zero its k-th iterate sums k terms of the series."""
 
     def iterate(
@@ -182,36 +181,79 @@ def richardson(step_size: float | Tensor) -> Callable[..., tuple[Tensor, LinearS
         stopping: Stopping,
     ) -> tuple[Tensor, LinearSolveInfo]:
         size = norm(b)
-        goal = stopping.goal(size)
         if start is None:
             x, r = torch.zeros_like(b), b
         else:
             x = torch.where(size > 0, start, 0.0)
             r = b - operator(x)
-        residual = norm(r)
-        first = torch.maximum(residual, size)
-        hopeless = first / stopping.eps  # all digits are lost: it is no passing growth any more
-        live = ~(residual <= goal) & residual.isfinite()
-        matrix_size = torch.zeros_like(residual)
-        iterations, taken = torch.zeros_like(live, dtype=torch.int64), 0
-        while stopping.goes_on(taken, live):
-            x = torch.addcmul(x, precondition(r), live.to(x.dtype) * step_size)
-            ax = operator(x)
-            matrix_size = torch.where(
-                live, torch.maximum(matrix_size, norm(ax) / size_or_one(x)), matrix_size
-            )
-            r = b - ax
-            residual = norm(r)
-            iterations, taken = iterations + live, taken + 1
-            live = live & ~(residual <= goal) & (residual <= hopeless)
-        rounding = matrix_size * safe_norm(x) + size
-        never = torch.zeros_like(live)
+        first = torch.maximum(norm(r), size)
+        loop = fixed if stopping.fixed else adaptive
+        x, residual, rounding, iterations = loop(
+            operator, b, x, r, precondition, stopping, step_size
+        )
+        never = torch.zeros_like(iterations, dtype=torch.bool)
         ended = verdict(residual, size, rounding, never, iterations, stopping)
         grown = (residual > first) & residual.isfinite()
         status = torch.where(grown.detach(), Status.DIVERGED.value, ended.status)
         return x, ended._replace(status=status)
 
     return iterate
+
+
+def adaptive(
+    operator: VectorMap,
+    b: Tensor,
+    x: Tensor,
+    r: Tensor,
+    precondition: VectorMap,
+    stopping: Stopping,
+    step_size: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Iterate until the goal; return the end, its residual, rounding in that, and the count."""
+    size, residual = norm(b), norm(r)
+    goal = stopping.goal(size)
+    # Where all digits are lost, it is no passing growth any more.
+    hopeless = torch.maximum(residual, size) / stopping.eps
+    live = ~(residual <= goal) & residual.isfinite()
+    matrix_size = torch.zeros_like(residual)
+    iterations, taken = torch.zeros_like(live, dtype=torch.int64), 0
+    while stopping.goes_on(taken, live):
+        x = torch.addcmul(x, precondition(r), live.to(x.dtype) * step_size)
+        ax = operator(x)
+        gain = torch.maximum(matrix_size, norm(ax) / size_or_one(x))
+        matrix_size = torch.where(live, gain, matrix_size)
+        r = b - ax
+        residual = norm(r)
+        iterations, taken = iterations + live, taken + 1
+        live = live & ~(residual <= goal) & (residual <= hopeless)
+    return x, residual, matrix_size * safe_norm(x) + size, iterations
+
+
+def fixed(
+    operator: VectorMap,
+    b: Tensor,
+    x: Tensor,
+    r: Tensor,
+    precondition: VectorMap,
+    stopping: Stopping,
+    step_size: float | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Take all iterations, with one product between each two; return the same."""
+    residual = norm(r)
+    for taken in range(stopping.maxiter):
+        if taken > 0:
+            r = b - operator(x)
+            residual = norm(r) if taken == stopping.maxiter - 1 else residual
+        x = moved(x, step_size, precondition(r))
+    iterations = torch.full_like(residual, stopping.maxiter, dtype=torch.int64)
+    return x, residual, norm(b - r) + norm(b), iterations
+
+
+def moved(x: Tensor, step: float | Tensor, direction: Tensor) -> Tensor:
+    """Return ``x + step direction``, in one pass where the step is a number."""
+    if isinstance(step, Tensor):
+        return x + step * direction
+    return torch.add(x, direction, alpha=step)
 
 
 def size_or_one(x: Tensor) -> Tensor:
