@@ -27,10 +27,10 @@ class CompiledHypergradient:
     """`hypergradient` for two losses and a method, compiled; made by `compile_hypergradient`.
 
     Example:
-        >>> from diffopt_implicit import compile_hypergradient
+        >>> from diffopt_implicit import OneStep, compile_hypergradient
         >>> loss = lambda w, lam: (w - lam).square().sum()
-        >>> compile_hypergradient(loss, loss)
-        <CompiledHypergradient of <lambda>, <lambda> by CG()>
+        >>> compile_hypergradient(loss, loss, OneStep(0.1))
+        <CompiledHypergradient of <lambda>, <lambda> by OneStep(step_size=0.1)>
     """
 
     def __init__(
