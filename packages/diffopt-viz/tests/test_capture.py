@@ -1,4 +1,5 @@
 from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -50,6 +51,26 @@ def test_names_come_from_any_nesting():
     graph = build_graph(sum(leaves), [names, ("named", leaves[3])])
 
     assert set(labels(graph, Kind.PARAMETER)) == {"0.a.0", "0.a.1.x", "0.3", "named"}
+
+
+def test_states_of_optimizers_are_named_by_their_fields():
+    @dataclass
+    class State:
+        momentum: torch.Tensor
+        count: int = 0
+
+    w = torch.tensor([1.0, 2.0], requires_grad=True)
+    state = State(w * 0.9)
+    graph = build_graph((w - state.momentum).sum(), {"params": w, "sgd": state})
+    assert ("mul", "sgd.momentum") in edges(graph)
+
+    optimizer = torch.optim.Adam([w], lr=torch.tensor(0.1, requires_grad=True))
+    w.sum().backward()
+    optimizer.step()
+    moment = optimizer.state[w]["exp_avg"].requires_grad_()
+    lr = optimizer.param_groups[0]["lr"]
+    graph = build_graph((moment * lr).sum(), optimizer)
+    assert {"state.0.exp_avg", "param_groups.0.lr"} <= set(labels(graph, Kind.PARAMETER))
 
 
 def test_a_named_tensor_inside_the_graph_stands_between_its_operations():

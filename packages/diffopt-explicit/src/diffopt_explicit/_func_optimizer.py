@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffopt_explicit._note import Notes
 from diffopt_explicit._step import GradCallback, step
 from diffopt_explicit._transform import Transform, Tree, check_transform
 
@@ -41,6 +42,7 @@ class FuncOptimizer:
     def __init__(self, tx: Transform) -> None:
         self.tx = check_transform(tx)
         self.state: Any = None
+        self._notes = Notes()
 
     def step(
         self,
@@ -71,8 +73,10 @@ class FuncOptimizer:
             override=override,
             grad_callback=grad_callback,
         )
+        self._notes.step(params)
         return params
 
     def reset(self) -> None:
         """Forget the state, and with it the graph of the steps made."""
         self.state = None
+        self._notes = Notes()

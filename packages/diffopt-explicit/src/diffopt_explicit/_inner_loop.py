@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from diffopt_explicit._from_torch import from_torch
 from diffopt_explicit._gradient import require_grad
+from diffopt_explicit._note import Notes
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._places import places, tensors
 from diffopt_explicit._step import GradCallback, step
@@ -96,6 +97,7 @@ class InnerOptimizer:
         self.state = tx.init(fmodule.params)
         self._fmodule = fmodule
         self._track = track
+        self._notes = Notes()
 
     def step(
         self,
@@ -125,6 +127,7 @@ class InnerOptimizer:
                 override=override,
                 grad_callback=grad_callback,
             )
+        self._notes.step(after)
         self._fmodule.params = after if self._track else require_grad(detach(after))
         self.state = state
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffopt_explicit._from_torch import from_torch
+from diffopt_explicit._note import Notes
 from diffopt_explicit._places import places
 from diffopt_explicit._step import GradCallback, step
 from diffopt_explicit._transform import Transform, check_transform
@@ -60,6 +61,7 @@ class MetaOptimizer:
         is_torch = isinstance(tx, torch.optim.Optimizer)
         self.tx = from_torch(tx, self._initial) if is_torch else check_transform(tx)
         self.state: Any = self.tx.init(self._initial)
+        self._notes = Notes()
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -92,12 +94,14 @@ class MetaOptimizer:
             override=override,
             grad_callback=grad_callback,
         )
+        self._notes.step(params)
         self._write(params)
 
     def reset(self) -> None:
         """Give the module back the parameters that it had first, and forget the state."""
         self._write(self._initial)
         self.state = self.tx.init(self._initial)
+        self._notes = Notes()
 
     def __enter__(self) -> Self:
         return self

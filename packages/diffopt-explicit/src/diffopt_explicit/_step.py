@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffopt_explicit._apply import apply_updates
 from diffopt_explicit._gradient import gradient
+from diffopt_explicit._note import leave_note, next_number
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._transform import Transform, Tree
 
@@ -31,5 +32,13 @@ def step(
     grads = gradient(loss, params, create_graph=create_graph)
     if grad_callback is not None:
         grads = grad_callback(grads)
+    return advance(tx, grads, state, params)
+
+
+def advance(tx: Transform, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    """Return the parameters and the state after an update by these gradients."""
+    first = next_number()
     updates, state = tx.update(grads, state, params)
-    return apply_updates(params, updates), state
+    after = apply_updates(params, updates)
+    leave_note("update", first, after)
+    return after, state

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffopt_explicit._gradient import forward_mode
+from diffopt_explicit._note import Notes
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import detach
 
@@ -87,10 +88,11 @@ class Store:
 
     def run(self, step: Step, start: Tree, inputs: Inputs, *, tracked_from: int) -> Unrolled:
         """Take one step for each of `inputs`; record the graph from step `tracked_from` on."""
-        carry, losses, extras = start, Losses(), []
+        carry, losses, extras, notes = start, Losses(), [], Notes(tracked_from)
         for index, arguments in enumerate(inputs):
             if index >= tracked_from and (torch.is_grad_enabled() or forward_mode()):
                 carry, loss, extra = step(carry, arguments, True)
+                notes.step(carry)
             else:
                 with torch.no_grad():
                     carry, loss, extra = detach(step(detach(carry), arguments, False))

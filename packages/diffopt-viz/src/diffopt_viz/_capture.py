@@ -34,7 +34,7 @@ def build_graph(
     Args:
         outputs: A tensor, or modules, mappings and sequences of tensors.
         params: Tensors to be named in the graph, in the same forms: modules, dictionaries,
-            sequences, or pairs of name and tensor. Tensors that are not leaves are named as
+            sequences, states of optimizers, or pairs of name and tensor. Tensors that are not leaves are named as
             well, such as the weights after an inner step: under ``{"step 3": weights}`` they
             are called ``step 3 / layer1.weight``, and what computed them is the group
             ``step 3``. A tensor with several names has all.

@@ -16,9 +16,10 @@ from diffopt_viz._watch import tensors_in
 # NOTE [the note on a node]
 # An operation is put in a group by an entry of its autograd node's `metadata`, under this key:
 # a dictionary with "name", "inside" (the dictionary of the group around it, or None), "first"
-# and "last", the range of autograd's sequence numbers that the group took. One noted operation
-# is enough for all of them, also for those that double backward makes unseen. Plain data, so
-# that any package can leave such notes without importing this one.
+# and "last", the range of autograd's sequence numbers that the group took; equal while it is
+# open. One noted operation is enough for all of them, also for those that double backward makes
+# unseen. Plain data, so that any package can leave such notes without importing this one:
+# diffopt-explicit does, for its steps and updates.
 KEY = "diffopt group"
 OPEN = 2**64
 
@@ -66,7 +67,9 @@ class group(TorchFunctionMode):  # noqa: N801 - used as a context, like torch.no
             function = tensor.grad_fn
             if function is not None and function._sequence_nr() >= self._note["first"]:
                 metadata: Any = function.metadata  # a property, whatever its stub says
-                metadata[KEY] = self._note
+                found = metadata.get(KEY)
+                if found is None or found["last"] <= found["first"]:  # that one has not ended
+                    metadata[KEY] = self._note
         return result
 
 

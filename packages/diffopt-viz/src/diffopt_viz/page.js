@@ -1,6 +1,10 @@
 "use strict";
 // The picture: groups that are open or closed, rows by longest paths, and what the pointer does.
+const column = ([values, places]) => places.map((k) => values[k]); // written once for many
 const graph = JSON.parse(document.getElementById("graph").textContent);
+graph.strokes = column(graph.strokes);
+const columns = Object.entries(graph.nodes).map(([name, table]) => [name, column(table)]);
+graph.nodes = columns[0][1].map((_, id) => Object.fromEntries([["id", id], ...columns.map(([name, all]) => [name, all[id]])]));
 const picture = document.getElementById("picture");
 const status = document.getElementById("status");
 const SVG = "http://www.w3.org/2000/svg";
@@ -76,7 +80,7 @@ function collapse() {
 }
 
 function texts(box) {
-  if (box.name.startsWith("node")) return graph.text[box.nodes[0]].split("\n");
+  if (box.name.startsWith("node")) return graph.nodes[box.nodes[0]].text.split("\n");
   const names = box.groups.map((name) => name.slice("group".length).split(separator).pop());
   const count = box.nodes.filter((k) => graph.nodes[k].kind === "operation").length;
   if (names.length === 1) return ["▸ " + names[0], count + " operations"];
@@ -167,7 +171,7 @@ function drawBox(box, world) {
   box.shape.classList.toggle("amiss", box.nodes.some((k) => k in graph.warnings));
   const bytes = box.nodes.reduce((sum, k) => sum + graph.nodes[k].saved_bytes, 0);
   const amiss = box.nodes.map((k) => graph.warnings[k]).filter(Boolean).slice(0, 3);
-  const details = single ? [graph.details[box.nodes[0]]]
+  const details = single ? [graph.nodes[box.nodes[0]].details]
     : [...box.lines, bytes ? bytes + " bytes saved for backward" : "", "click to open"];
   element("title", {}, box.shape, [...details, ...amiss].filter(Boolean).join("\n"));
   element("rect", {
@@ -195,7 +199,7 @@ function toggle(box) {
 function mark() {
   const wanted = document.getElementById("search").value.toLowerCase();
   for (const box of drawn.boxes) {
-    const found = wanted && box.nodes.some((k) => graph.text[k].toLowerCase().includes(wanted));
+    const found = wanted && box.nodes.some((k) => graph.nodes[k].text.toLowerCase().includes(wanted));
     if (box.shape) box.shape.classList.toggle("found", Boolean(found));
   }
   const start = document.getElementById("ways").value;
