@@ -34,10 +34,10 @@ def build_graph(
     Args:
         outputs: A tensor, or modules, mappings and sequences of tensors.
         params: Tensors to be named in the graph, in the same forms: modules, dictionaries,
-            sequences, states of optimizers, or pairs of name and tensor. Tensors that are not leaves are named as
-            well, such as the weights after an inner step: under ``{"step 3": weights}`` they
-            are called ``step 3 / layer1.weight``, and what computed them is the group
-            ``step 3``. A tensor with several names has all.
+            sequences, optimizers and their states, or pairs of name and tensor. Tensors that
+            are not leaves are named as well, such as the weights after an inner step: under
+            ``{"step 3": weights}`` they are called ``step 3 / layer1.weight``, and what
+            computed them is the group ``step 3``. A tensor with several names has all.
         inputs: Further tensors to be named, such as the data that operations saved.
         groups: Names of the groups around an operation, outermost first, in place of those
             that `group` and `group_modules` noted.
