@@ -132,6 +132,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site, built into site/; a warning, such as a broken link, is an error."""
+    install(session, *PACKAGES, also=("-r", "docs/requirements.txt"))
+    session.run("python", "-m", "sphinx", "-q", "-W", "--keep-going", "docs", "site")
+    session.log(f"Open {ROOT / 'site' / 'index.html'} in a browser.")
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Build all sdists and wheels into dist/, and test each (or those named) alone."""
     session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *ROOT.glob("packages/*/README.md")]
-PAGES = sorted([*READMES, *ROOT.glob("docs/*.md")])
+PAGES = sorted([*READMES, *ROOT.glob("docs/**/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

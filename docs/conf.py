@@ -1,0 +1,39 @@
+"""How Sphinx makes the site: `nox -s docs` builds it into site/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # the extension beside this file
+
+project = "diffopt"
+author = "The diffopt developers"
+copyright = "The diffopt developers, Apache-2.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "reference",
+]
+exclude_patterns = ["conf.py", "reference.py"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"  # docstrings write `name`: a link where there is such a thing
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_custom_sections = [("Source", "notes_style")]
+napoleon_use_rtype = False
+napoleon_use_ivar = True  # attributes are told in one list
+python_use_unqualified_type_names = True
+
+html_theme = "furo"
+html_title = "diffopt"
+html_static_path: list[str] = []
+html_theme_options = {"navigation_with_keys": True}
