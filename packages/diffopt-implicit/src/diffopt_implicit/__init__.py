@@ -33,6 +33,13 @@ from diffopt_implicit._linear_info import LinearSolveStatus as LinearSolveStatus
 from diffopt_implicit._linear_info import LinearSolveWarning as LinearSolveWarning
 from diffopt_implicit._minres import solve_minres as solve_minres
 from diffopt_implicit._module import ImplicitModule as ImplicitModule
+from diffopt_implicit._multilevel._early_stopping import EarlyStopping as EarlyStopping
+from diffopt_implicit._multilevel._engine import Engine as Engine
+from diffopt_implicit._multilevel._loggers import Logger as Logger
+from diffopt_implicit._multilevel._loggers import ProgressBar as ProgressBar
+from diffopt_implicit._multilevel._loggers import TensorBoardLogger as TensorBoardLogger
+from diffopt_implicit._multilevel._problem import Problem as Problem
+from diffopt_implicit._multilevel._unroll import Unroll as Unroll
 from diffopt_implicit._normal_cg import solve_normal_cg as solve_normal_cg
 from diffopt_implicit._nystrom import solve_nystrom as solve_nystrom
 from diffopt_implicit._preconditioners import JacobiPreconditioner as JacobiPreconditioner

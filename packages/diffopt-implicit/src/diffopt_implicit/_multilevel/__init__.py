@@ -1,0 +1,1 @@
+"""Multilevel programs: problems whose losses depend on each other's solutions."""

@@ -1,0 +1,49 @@
+"""Whether the losses of a program depend on what they are said to depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from diffopt_implicit._multilevel._graph import Graph
+from diffopt_implicit._multilevel._level import Level
+
+Slope = Tensor | None
+
+
+def note_dependence(
+    graph: Graph, levels: dict[str, Level], name: str, slopes: Mapping[str, Sequence[Slope]]
+) -> None:
+    """Note which parameters a loss reads at its first step, and refuse what nothing reads."""
+    level = levels[name]
+    level.reads = {
+        other: {i for i, slope in enumerate(found) if slope is not None}
+        for other, found in slopes.items()
+    }
+    for other in level.problem.upper:
+        if not level.reads[other]:
+            raise ValueError(
+                f"The loss of `{name}` does not depend on `{other}`, which it names in `upper`. "
+                f"Read it as `at.{other}` and do not detach it, or leave it out of `upper`."
+            )
+    for low in graph.below[name]:
+        if not any(level.reads[low] or low in graph.above[other] for other in graph.below[name]):
+            raise ValueError(
+                f"The loss of `{name}` does not depend on the solution of `{low}`, which it names "
+                f"in `lower`. Read it as `at.{low}` and do not detach it, or leave it out."
+            )
+    check_all_reached(graph, levels, name)
+
+
+def check_all_reached(graph: Graph, levels: dict[str, Level], name: str) -> None:
+    """Refuse parameters that no loss reads, as their gradient would be zero for ever."""
+    readers = [levels[other] for other in (name, *graph.descendants(name))]
+    reached = set().union(*(reader.reads.get(name, ()) for reader in readers))
+    missed = [key for i, key in enumerate(levels[name].variables.names) if i not in reached]
+    if missed:
+        raise ValueError(
+            f"The parameters {', '.join(missed)} of `{name}` have no gradient: neither its own "
+            "loss depends on them, nor that of a problem below. Take them out of `params`, or "
+            "freeze them with `requires_grad_(False)`."
+        )
