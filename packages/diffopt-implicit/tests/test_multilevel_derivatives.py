@@ -262,6 +262,26 @@ def test_both_sides_of_a_diamond_are_counted_once(method):
     assert_close(found, grad(closed)(top), rtol=1e-8, atol=1e-12)
 
 
+def test_a_problem_beside_another_is_a_constant():
+    # Neither of the two at the top is declared to be above the other: a game, not a hierarchy.
+    b, c, t = normal(3, 2), normal(3, 2, seed=1), normal(3, seed=2)
+    left, right = normal(2, seed=3), normal(2, seed=4)
+    engine = at_rest(
+        Problem("left", left, lambda at, _: half(at.low - t), STILL, lower={"low": CG()}),
+        Problem("right", right, lambda at, _: half(at.low + t), STILL, lower={"low": CG()}),
+        Problem(
+            "low",
+            b @ left + c @ right,
+            lambda at, _: half(at.low - b @ at.left - c @ at.right),
+            STILL,
+            upper=["left", "right"],
+        ),
+    )
+    low = b @ left + c @ right
+    assert_close(engine.gradient("left"), b.T @ (low - t))
+    assert_close(engine.gradient("right"), c.T @ (low + t))
+
+
 def newton(slope_of, start, steps=60):
     """The root of a gradient."""
     x = start

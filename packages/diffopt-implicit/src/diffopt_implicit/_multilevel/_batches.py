@@ -90,18 +90,17 @@ class Batches:
         """Go to where they were."""
         self.epoch, self.index, self.begun = state["epoch"], state["index"], state["begun"]
         self.iterator = None
-        if self.begun is None:
-            return
-        before = everything()
-        restore_everything(self.begun["global"])
-        self.set_generators(self.begun["own"])
         if is_stateful(self.data):
             self.data.load_state_dict(state["own"])
-        self.iterator = iter(self.data or ())
-        for _ in range(0 if is_stateful(self.data) else self.index):
-            next(self.iterator)
+        if self.begun is not None:
+            before = everything()
+            restore_everything(self.begun["global"])
+            self.set_generators(self.begun["own"])
+            self.iterator = iter(self.data or ())
+            for _ in range(0 if is_stateful(self.data) else self.index):
+                next(self.iterator)
+            restore_everything(before)
         self.set_generators(state["now"])
-        restore_everything(before)
 
     def set_generators(self, states: list[Tensor]) -> None:
         """Give the loader's generators their states."""

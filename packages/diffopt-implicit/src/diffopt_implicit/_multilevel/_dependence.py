@@ -39,6 +39,8 @@ def note_dependence(
 def check_all_reached(graph: Graph, levels: dict[str, Level], name: str) -> None:
     """Refuse parameters that no loss reads, as their gradient would be zero for ever."""
     readers = [levels[other] for other in (name, *graph.descendants(name))]
+    if any(reader.count == 0 and reader is not levels[name] for reader in readers):
+        return  # nothing is known of their losses yet
     reached = set().union(*(reader.reads.get(name, ()) for reader in readers))
     missed = [key for i, key in enumerate(levels[name].variables.names) if i not in reached]
     if missed:

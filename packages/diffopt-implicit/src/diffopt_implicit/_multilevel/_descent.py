@@ -53,12 +53,14 @@ class TorchDescent:
 
     def __init__(
         self,
+        name: str,
         variables: Variables,
         optimizer: Callable[[list[Any]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
     ) -> None:
         self.leaves = variables.leaves
         self.optimizer = optimizer(list(self.leaves))
+        check_made(name, self.optimizer, self.leaves)
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
 
     def step(self, gradients: Tensors) -> None:
@@ -128,8 +130,23 @@ def is_transform(optimizer: Any) -> TypeGuard[Transform]:
     return not isinstance(optimizer, type) and hasattr(optimizer, "init")
 
 
-def descent_of(variables: Variables, optimizer: Any, scheduler: Any) -> Descent:
+def check_made(name: str, optimizer: Any, leaves: Tensors) -> None:
+    """Refuse what would not step exactly the parameters of a problem."""
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"`optimizer` of `{name}` made a {type(optimizer).__name__}, and an optimizer of torch "
+            "is expected. Write `functools.partial(torch.optim.SGD, lr=0.1)`."
+        )
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if stepped != {id(leaf) for leaf in leaves}:
+        raise ValueError(
+            f"`optimizer` of `{name}` made an optimizer of other tensors than it was given. Pass "
+            "it on all of the list that it is called with, in groups or not."
+        )
+
+
+def descent_of(name: str, variables: Variables, optimizer: Any, scheduler: Any) -> Descent:
     """Make what steps a problem."""
     if is_transform(optimizer):
         return TransformDescent(variables, optimizer)
-    return TorchDescent(variables, optimizer, scheduler)
+    return TorchDescent(name, variables, optimizer, scheduler)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from diffopt_implicit._multilevel._problem import Problem
@@ -17,6 +17,7 @@ class Graph:
         problems: The problems by name, from the top to the bottom.
         above: For each problem, the others on which its solution depends directly: those that
             its loss, and the losses of the solutions moving with it, take as constants.
+        order: For each problem, those that are declared to be above it.
         below: For each problem, those whose solutions move with it, from the top to the bottom.
         cycle: How many turns make up a round, in which each problem at the top has one.
 
@@ -27,7 +28,8 @@ class Graph:
     def __init__(self, problems: Sequence[Problem]) -> None:
         named = by_name(problems)
         check_references(named)
-        self.problems = {name: named[name] for name in top_down(named)}
+        self.order = directly_above(named)
+        self.problems = {name: named[name] for name in top_down(self.order)}
         self.below = {
             name: tuple(other for other in self.problems if other in problem.lower)
             for name, problem in self.problems.items()
@@ -69,10 +71,6 @@ class Graph:
         constants.update(other for low in self.below[name] for other in self.above[low])
         return tuple(other for other in self.problems if other in constants - inner)
 
-    def ancestors(self, name: str) -> set[str]:
-        """Return all problems on which the solution of one depends, however indirectly."""
-        return reachable(name, self.above)
-
     def descendants(self, name: str) -> set[str]:
         """Return all problems whose solutions move with one, or with one of these."""
         return reachable(name, self.below)
@@ -80,7 +78,7 @@ class Graph:
     def _check_ways(self, name: str) -> None:
         """Refuse solutions that do not depend on a problem, or do so in ways that it ignores."""
         for low in self.below[name]:
-            if name not in self.ancestors(low):
+            if name not in reachable(low, self.above):
                 raise ValueError(
                     f"`{name}` names `{low}` in `lower`, and the solution of `{low}` does not "
                     f"depend on `{name}`. Add '{name}' to `upper` of `{low}` if its loss reads "
@@ -88,7 +86,7 @@ class Graph:
                 )
             for between in self.above[low]:
                 lost = between != name and between not in self.below[name]
-                if lost and name in self.ancestors(between):
+                if lost and name in reachable(between, self.order):
                     raise ValueError(
                         f"There is no method for `{between}` in `{name}`: `{name}` moves "
                         f"`{between}`, which moves `{low}`, and this part of its gradient would be "
@@ -152,14 +150,18 @@ def check_references(named: dict[str, Problem]) -> None:
                     )
 
 
-def top_down(named: dict[str, Problem]) -> Iterable[str]:
+def directly_above(named: Mapping[str, Problem]) -> dict[str, Names]:
+    """Return for each problem those that it names in `upper`, or that name it in `lower`."""
+    return {
+        name: (*problem.upper, *(key for key, other in named.items() if name in other.lower))
+        for name, problem in named.items()
+    }
+
+
+def top_down(order: Mapping[str, Names]) -> Names:
     """Sort names so that a problem comes after all that are above it."""
-    before = {name: [*problem.upper] for name, problem in named.items()}
-    for name, problem in named.items():
-        for low in problem.lower:
-            before[low].append(name)
     try:
-        return tuple(TopologicalSorter(before).static_order())
+        return tuple(TopologicalSorter(order).static_order())
     except CycleError as error:
         raise ValueError(
             f"The problems make a cycle, so none is the lowest: {' above '.join(error.args[1])}. "

@@ -33,7 +33,9 @@ class Level:
     def __init__(self, problem: Problem, recorded: int) -> None:
         self.problem, self.recorded = problem, recorded
         self.variables = variables_of(problem.name, problem.params)
-        self.descent = descent_of(self.variables, problem.optimizer, problem.scheduler)
+        self.descent = descent_of(
+            problem.name, self.variables, problem.optimizer, problem.scheduler
+        )
         self.batches = Batches(problem.name, problem.data)
         self.scale = LossScale() if problem.autocast is torch.float16 else None
         self.turns = self.count = 0

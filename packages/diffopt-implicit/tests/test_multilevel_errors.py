@@ -1,0 +1,343 @@
+"""What a program refuses, and what it says then."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+from diffopt_implicit import BOME, CG, F2SA, SAMA, EarlyStopping, Engine, OneStep, Problem, Unroll
+from test_multilevel_derivatives import Momentum
+from torch import nn
+
+SGD = functools.partial(torch.optim.SGD, lr=0.1)
+half = lambda x: x.square().sum() / 2
+LOW = Problem("low", torch.zeros(2), lambda at, _: half(at.low - at.high), SGD, upper=["high"])
+HIGH = Problem("high", torch.zeros(2), lambda at, _: half(at.low - 1), SGD, lower={"low": CG()})
+
+
+def chain(**changes):
+    """Three levels, each of which the one above differentiates; some fields changed."""
+    problems = {
+        "one": Problem(
+            "one", torch.zeros(2), lambda at, _: half(at.one - at.two), SGD, upper=["two"]
+        ),
+        "two": Problem(
+            "two",
+            torch.zeros(2),
+            lambda at, _: half(at.one - at.three) + half(at.two),
+            SGD,
+            upper=["three"],
+            lower={"one": CG()},
+        ),
+        "three": Problem(
+            "three", torch.zeros(2), lambda at, _: half(at.two - 1), SGD, lower={"two": CG()}
+        ),
+    }
+    return [replace(p, **changes.get(name, {})) for name, p in problems.items()]
+
+
+# Problems
+
+
+def test_a_name_is_an_identifier():
+    for name in ("two words", "_hidden", "", 3):
+        with pytest.raises(ValueError, match=r"must be an identifier"):
+            replace(LOW, name=name)
+
+
+def test_upper_is_no_string():
+    with pytest.raises(TypeError, match=r"got the string 'high'. Write `upper=\['high'\]`"):
+        replace(LOW, upper="high")
+
+
+def test_lower_says_how_to_differentiate():
+    with pytest.raises(TypeError, match=r"must be a mapping of names to methods, .* got \['low'\]"):
+        replace(HIGH, lower=["low"])
+
+
+def test_a_problem_is_above_or_below():
+    with pytest.raises(ValueError, match=r"names `low` in `upper` and in `lower`"):
+        replace(HIGH, upper=["low"])
+
+
+@pytest.mark.parametrize("field", ["unroll_steps", "gradient_accumulation"])
+def test_counts_are_positive(field):
+    with pytest.raises(ValueError, match=rf"`{field}` must be positive, got 0"):
+        replace(LOW, **{field: 0})
+
+
+def test_no_problem_warms_up_for_less_than_nothing():
+    with pytest.raises(ValueError, match=r"`warmup_steps` must be at least 0, got -1"):
+        replace(LOW, warmup_steps=-1)
+
+
+def test_an_optimizer_is_made_by_the_engine():
+    with pytest.raises(TypeError, match=r"must make an optimizer for a list of tensors.*got SGD"):
+        replace(LOW, optimizer=torch.optim.SGD([torch.zeros(1)]))
+
+
+def test_an_optimizer_steps_the_parameters_of_its_problem():
+    other = lambda tensors: torch.optim.SGD([torch.zeros(1)])
+    with pytest.raises(ValueError, match=r"`low` made an optimizer of other tensors"):
+        Engine([replace(LOW, optimizer=other), HIGH])
+    with pytest.raises(TypeError, match=r"`low` made a list, and an optimizer of torch"):
+        Engine([replace(LOW, optimizer=lambda tensors: []), HIGH])
+
+
+def test_a_transform_has_no_schedule_of_torch():
+    schedule = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    with pytest.raises(TypeError, match=r"is for optimizers of torch, and its `optimizer` is a"):
+        replace(LOW, optimizer=Momentum(0.1), scheduler=schedule)
+
+
+def test_mixed_precision_is_of_sixteen_bits():
+    with pytest.raises(ValueError, match=r"`autocast` of `low` must be None, torch.bfloat16 or"):
+        replace(LOW, autocast=torch.float64)
+
+
+def test_params_are_floating_point_tensors_and_some():
+    with pytest.raises(TypeError, match=r"The params of `low` must hold floating-point tensors"):
+        Engine([replace(LOW, params=torch.zeros(2, dtype=torch.int64)), HIGH])
+    with pytest.raises(ValueError, match=r"`low` has no parameters to train: its `params` hold no"):
+        Engine([replace(LOW, params={}), HIGH])
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"hold no tensor that requires grad"):
+        Engine([replace(LOW, params=frozen), HIGH])
+
+
+# Graphs
+
+
+def test_there_are_problems_and_each_has_its_name():
+    with pytest.raises(ValueError, match=r"There is no problem to solve"):
+        Engine([])
+    with pytest.raises(ValueError, match=r"Two problems have the name `low`"):
+        Engine([LOW, LOW])
+    with pytest.raises(TypeError, match=r"sequence of `Problem`s, got int"):
+        Engine([LOW, 3])
+
+
+def test_references_are_to_other_problems():
+    with pytest.raises(ValueError, match=r"`upper` of `low` names `hihg`, and there is no such"):
+        Engine([replace(LOW, upper=["hihg"]), HIGH])
+    with pytest.raises(ValueError, match=r"`lower` of `high` names `x`.* are low, high"):
+        Engine([LOW, replace(HIGH, lower={"x": CG()})])
+    with pytest.raises(ValueError, match=r"`low` names itself in `upper`"):
+        Engine([replace(LOW, upper=["low"]), HIGH])
+
+
+def test_a_cycle_is_shown():
+    with pytest.raises(
+        ValueError, match=r"make a cycle.*(low above high|high above low).*solved f"
+    ):
+        Engine([LOW, replace(HIGH, upper=["low"], lower={})])
+
+
+def test_a_problem_that_nothing_reaches_is_refused():
+    with pytest.raises(ValueError, match=r"`low` is unreachable.*Add it to `lower` of `high`, as"):
+        Engine([LOW, replace(HIGH, lower={})])
+
+
+def test_a_solution_depends_on_what_differentiates_it():
+    with pytest.raises(ValueError, match=r"the solution of `low` does not depend on `high`"):
+        Engine([replace(LOW, upper=[]), HIGH])
+
+
+def test_every_way_has_a_method():
+    one = replace(chain()[0], upper=["two", "three"])
+    three = replace(chain()[2], lower={"one": CG()})
+    with pytest.raises(ValueError, match=r"There is no method for `two` in `three`: `three` moves"):
+        Engine([one, chain()[1], three])
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", [None, CG, "cg"])
+def test_a_missing_method_is_named(method):
+    with pytest.raises(TypeError, match=r"no method for the solution of `low` in `high`.*`CG"):
+        Engine([LOW, replace(HIGH, lower={"low": method})])
+
+
+def test_a_method_that_moves_what_is_solved_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`BOME` is no method for the solution of `low` in `high`"
+    ):
+        Engine([LOW, replace(HIGH, lower={"low": BOME()})])
+
+
+@pytest.mark.parametrize("method", [SAMA(), F2SA()])
+def test_first_order_methods_are_refused_where_second_derivatives_are_needed(method):
+    with pytest.raises(
+        NotImplementedError, match=rf"`{type(method).__name__}` differentiates the "
+    ):
+        Engine(chain(two={"lower": {"one": method}}))
+    Engine(chain(three={"lower": {"two": method}}))
+
+
+def test_unrolls_need_functions():
+    with pytest.raises(TypeError, match=r"needs an optimizer that is a function.*from_torch"):
+        Engine([LOW, replace(HIGH, lower={"low": Unroll()})])
+
+
+def test_no_more_is_unrolled_than_was_stepped():
+    low = replace(LOW, optimizer=Momentum(0.1), unroll_steps=3)
+    with pytest.raises(ValueError, match=r"`Unroll\(4\)` of .*: it takes 3 steps each time"):
+        Engine([low, replace(HIGH, lower={"low": Unroll(4)})])
+    with pytest.raises(ValueError, match=r"`steps` must be positive, got 0"):
+        Unroll(0)
+
+
+def test_no_steps_are_unrolled_that_differentiate_others():
+    changes = {"two": {"optimizer": Momentum(0.1)}, "three": {"lower": {"two": Unroll()}}}
+    with pytest.raises(NotImplementedError, match=r"its own steps differentiate other solutions"):
+        Engine(chain(**changes))
+
+
+def test_no_scaled_steps_are_unrolled():
+    low = replace(LOW, optimizer=Momentum(0.1), autocast=torch.float16)
+    with pytest.raises(NotImplementedError, match=r"its float16 steps are scaled"):
+        Engine([low, replace(HIGH, lower={"low": Unroll()})])
+
+
+def test_running_statistics_are_refused_in_what_is_differentiated():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    x = torch.randn(5, 2)
+    low = replace(LOW, params=net, loss=lambda at, _: half(at.low(x) - at.high))
+    with pytest.raises(ValueError, match=r"the batch norm of `low` writes its running statistics"):
+        Engine([low, HIGH])
+    net.eval()
+    read = lambda at, _: half(at.low(x) - 1)
+    Engine([low, replace(HIGH, loss=read, lower={"low": OneStep()})]).run(1)
+
+
+def test_what_is_differentiated_above_is_not_rolled_back_below():
+    with pytest.raises(
+        ValueError, match=r"`one` is rolled back after each step of `two`, and `thr"
+    ):
+        Engine(chain(one={"roll_back": True}))
+
+
+# Losses
+
+
+def test_a_loss_reads_what_its_problem_names():
+    low = replace(LOW, upper=["high"], loss=lambda at, _: half(at.low - at.hihg))
+    with pytest.raises(AttributeError, match=r"`low` reads `hihg`, and .* to low, high alone"):
+        Engine([low, HIGH]).run(1)
+
+
+def test_a_loss_is_a_scalar():
+    with pytest.raises(ValueError, match=r"loss of `low` must return a scalar tensor, got \(2,\)"):
+        Engine([replace(LOW, loss=lambda at, _: at.low - at.high), HIGH]).run(1)
+    with pytest.raises(ValueError, match=r"must return a scalar tensor, got float"):
+        Engine([replace(LOW, loss=lambda at, _: 1.0), HIGH]).run(1)
+
+
+def test_a_loss_depends_on_its_parameters():
+    with pytest.raises(ValueError, match=r"depends on no parameters of any problem"):
+        Engine([replace(LOW, loss=lambda at, _: half(at.low.detach())), HIGH]).run(1)
+    w = {"used": torch.zeros(1), "idle": torch.zeros(1)}
+    problem = Problem("w", w, lambda at, _: half(at.w["used"] - 1), SGD)
+    with pytest.raises(ValueError, match=r"parameters \['idle'\] of `w` have no gradient"):
+        Engine([problem]).run(1)
+
+
+def test_a_loss_depends_on_the_constants_that_it_names():
+    with pytest.raises(
+        ValueError, match=r"`low` does not depend on `high`, which it names in `upp"
+    ):
+        Engine([replace(LOW, loss=lambda at, _: half(at.low)), HIGH]).run(1)
+
+
+def test_a_loss_depends_on_the_solutions_that_it_names():
+    with pytest.raises(ValueError, match=r"`high` does not depend on the solution of `low`"):
+        Engine([LOW, replace(HIGH, loss=lambda at, _: half(at.high))]).run(1)
+
+
+def test_a_parameter_that_no_loss_reads_is_named():
+    high = replace(
+        HIGH,
+        params={"a": torch.zeros(2), "b": torch.zeros(1)},
+        loss=lambda at, _: half(at.low - 1),
+    )
+    low = replace(LOW, loss=lambda at, _: half(at.low - at.high["a"]))
+    with pytest.raises(ValueError, match=r"\['b'\] of `high` have no gradient: neither its own"):
+        Engine([low, high]).run(1)
+
+
+def test_a_solution_that_was_not_begun_is_not_differentiated():
+    with pytest.raises(ValueError, match=r"`low` has taken no step yet, and `high` is to differ"):
+        Engine([replace(LOW, warmup_steps=2), HIGH]).run(1)
+    low = replace(LOW, warmup_steps=2, optimizer=Momentum(0.1))
+    with pytest.raises(ValueError, match=r"`low` has taken no step"):
+        Engine([low, replace(HIGH, lower={"low": Unroll()})]).run(1)
+
+
+def test_steps_that_lead_elsewhere_the_second_time_are_refused():
+    calls = []
+
+    def fickle(at, _):
+        calls.append(0)
+        return half(at.low - len(calls) * at.high - 1)
+
+    low = replace(LOW, optimizer=Momentum(0.1), loss=fickle)
+    high = replace(HIGH, params=torch.ones(2), lower={"low": Unroll()})
+    with pytest.raises(ValueError, match=r"The last steps of `low`, taken again, lead elsewhere"):
+        Engine([low, high]).run(1)
+
+
+# Data
+
+
+def test_data_are_many_batches_that_can_begin_anew():
+    for data, message in (
+        (torch.zeros(3), "is one batch, and a collection"),
+        ((torch.zeros(3), torch.zeros(3)), "is one batch, and a collection"),
+        (3, "must be an iterable of batches, .* got int"),
+        (iter([1]), "is an iterator, which ends once for all"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Engine([replace(LOW, data=data), HIGH])
+    with pytest.raises(ValueError, match=r"data of `low` holds no batch"):
+        Engine([replace(LOW, data=[]), HIGH]).run(1)
+
+
+# Engines
+
+
+def test_stopping_waits_for_a_measure_that_there_is():
+    with pytest.raises(ValueError, match=r"waits for 'error', and there is no `validate`"):
+        Engine([LOW, HIGH], early_stopping=EarlyStopping("error"))
+    engine = Engine(
+        [LOW, HIGH], early_stopping=EarlyStopping("error"), validate=lambda engine: {"loss": 1.0}
+    )
+    with pytest.raises(ValueError, match=r"waits for 'error', and `validate` returned 'loss'"):
+        engine.run(1)
+    with pytest.raises(ValueError, match=r"`mode` must be 'min' or 'max', got 'least'"):
+        EarlyStopping("error", mode="least")
+
+
+def test_an_unknown_problem_is_named():
+    with pytest.raises(KeyError, match=r"There is no problem 'x'; there are high, low"):
+        Engine([LOW, HIGH]).params("x")
+
+
+def test_a_state_of_other_problems_is_refused():
+    engine = Engine([LOW, HIGH])
+    with pytest.raises(ValueError, match=r"no state of an `Engine`"):
+        engine.load_state_dict({"model": 3})
+    with pytest.raises(ValueError, match=r"of the problems one, three, two, and these are high, l"):
+        engine.load_state_dict(Engine(chain()).state_dict())
+
+
+def test_a_failed_step_leaves_parameters_as_they_were():
+    high = replace(HIGH, params=torch.ones(2), lower={"low": CG()})
+    low = replace(LOW, loss=lambda at, _: -half(at.low - at.high))  # no minimum
+    engine = Engine([low, high])
+    engine.step()
+    before = engine.params("high").clone()
+    with pytest.raises(RuntimeError, match=r"not positive definite"):
+        engine.step()
+    assert torch.equal(engine.params("high"), before)
+    assert engine.counts() == {"high": 0, "low": 1}
