@@ -3,15 +3,13 @@
 A network is trained on 1,000 digits, where half of the labels are drawn at random. Another 100
 images have labels that are known to be right: too few to learn from, and enough to tell what a
 training label is worth. Each training example has a weight, and the weights are chosen so that the
-network which minimizes the weighted loss does well on the 100. This is a bilevel program: the
-network is solved for fixed weights, and the weights follow the derivative of the validation loss
-through the network's minimum.
+network which minimizes the weighted loss does well on the 100. This is a bilevel program.
 
-Shows: `Problem`, `Engine`, `Neumann`, validation, the progress bar, saving and resuming.
+Shows: `Problem`, `Engine`, `Neumann`, warm-up, validation, the progress bar.
 
-Expected, in about half a minute: with learned weights 91 % of the test images are read right,
-where the same network trained on all labels alike reaches 63 %, and on the 100 alone 85 %. Of the
-wrong labels 2 % keep a weight of more than a half, of the right ones 89 %.
+Expected, in about half a minute: with learned weights 90 % of the test images are read right,
+where the same network trained on all labels alike reaches 55 %, and on the 100 alone 87 %. Of the
+wrong labels 4 % have a weight of more than a half in the end, of the right ones 90 %.
 
 Source: Ren, Zeng, Yang & Urtasun, *Learning to reweight examples for robust deep learning*, ICML
 2018; as a bilevel program, Franceschi et al., ICML 2017, section 5.1 ("data hyper-cleaning").
@@ -35,9 +33,7 @@ from torch.nn.functional import cross_entropy
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-TRAIN, CLEAN, WRONG = 1_000, 100, 0.5
-DECAY = 1e-3
-STEPS = 5  # of the network for each of the weights
+TRAIN, CLEAN, WRONG, DECAY = 1_000, 100, 0.5, 1e-3
 
 
 class Digits(NamedTuple):
@@ -51,15 +47,15 @@ class Digits(NamedTuple):
 
 def digits() -> Digits:
     """Split, shuffle, and put wrong labels on half of the training images."""
-    generator = torch.Generator().manual_seed(0)
     pixels, targets = load_digits(return_X_y=True)
+    generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(pixels), generator=generator)
     x, y = torch.tensor(pixels, dtype=torch.float32)[order] / 16, torch.tensor(targets)[order]
-    clean, test = slice(TRAIN, TRAIN + CLEAN), slice(TRAIN + CLEAN, None)
+    sizes = [TRAIN, CLEAN, len(x) - TRAIN - CLEAN]
+    train, clean, test = zip(x.split(sizes), y.split(sizes), strict=True)
     wrong = torch.rand(TRAIN, generator=generator) < WRONG
     shift = torch.randint(1, 10, (TRAIN,), generator=generator)
-    noisy = torch.where(wrong, (y[:TRAIN] + shift) % 10, y[:TRAIN])
-    return Digits((x[:TRAIN], noisy), (x[clean], y[clean]), (x[test], y[test]), wrong)
+    return Digits((train[0], (train[1] + wrong * shift) % 10), clean, test, wrong)
 
 
 def network() -> nn.Module:
@@ -72,14 +68,13 @@ def weighted_loss(at: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The training loss, each example with its weight."""
     x, y = batch
     losses = cross_entropy(at.network(x), y, reduction="none")
-    size = sum(p.square().sum() for p in at.network.params.values())
-    return (at.weights.sigmoid() * losses).mean() + DECAY * size
+    decay = DECAY * sum(p.square().sum() for p in at.network.params.values())
+    return (at.weights.sigmoid() * losses).mean() + decay
 
 
 def clean_loss(at: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The loss on images whose labels are right."""
-    x, y = batch
-    return cross_entropy(at.network(x), y)
+    return cross_entropy(at.network(batch[0]), batch[1])
 
 
 @torch.no_grad()
@@ -89,54 +84,34 @@ def accuracy(net: nn.Module, images: tuple[Tensor, Tensor]) -> float:
 
 
 def train_alike(images: tuple[Tensor, Tensor], steps: int) -> nn.Module:
-    """Train on images that all have the same weight."""
-    net = network()
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, weight_decay=DECAY)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        cross_entropy(net(images[0]), images[1]).backward()
-        optimizer.step()
+    """Train on images that all have the same weight: a program of one level."""
+    adam, net = partial(torch.optim.Adam, lr=1e-2, weight_decay=DECAY), network()
+    Engine([Problem("network", net, clean_loss, adam, [images])]).run(steps)
     return net
 
 
 def program(net: nn.Module, data: Digits, rounds: int, course: list[float]) -> Engine:
     """The bilevel program."""
-    adam = partial(torch.optim.Adam, lr=1e-2)
-    weights = torch.zeros(TRAIN)  # before the sigmoid: one half each
+    adam, fast = partial(torch.optim.Adam, lr=1e-2), partial(torch.optim.Adam, lr=0.1)
+    below: Any = {"upper": ["weights"], "unroll_steps": 5}
+    above: Any = {"lower": {"network": Neumann(5, step_size=0.5)}, "warmup_steps": 10}
 
     def validate(engine: Engine) -> dict[str, float]:
         course.append(accuracy(net, data.test))
         return {"accuracy": course[-1]}
 
-    return Engine(
-        [
-            Problem(
-                "network",
-                net,
-                weighted_loss,
-                adam,
-                [data.train],
-                upper=["weights"],
-                unroll_steps=STEPS,
-            ),
-            Problem(
-                "weights",
-                weights,
-                clean_loss,
-                partial(torch.optim.Adam, lr=0.1),
-                [data.clean],
-                lower={"network": Neumann(5, step_size=0.5, on_failure="ignore")},
-                warmup_steps=10,
-            ),
-        ],
-        validate=validate,
-        loggers=[ProgressBar("weights", rounds - 10)],
-    )
+    problems = [
+        Problem("network", net, weighted_loss, adam, [data.train], **below),
+        Problem("weights", torch.zeros(TRAIN), clean_loss, fast, [data.clean], **above),
+    ]
+    bar = ProgressBar("weights", rounds - 10)
+    return Engine(problems, validate=validate, loggers=[bar])
 
 
 def draw(course: list[float], rest: dict[str, float], kept: list[Tensor], path: Path) -> None:
     """Draw the accuracy, and the weights of right and wrong labels."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(course, label=f"learned weights: {course[-1]:.0%}")
     for style, (name, value) in zip((":", "--"), rest.items(), strict=True):
         left.axhline(value, color="gray", linestyle=style, label=f"{name}: {value:.0%}")
@@ -145,8 +120,6 @@ def draw(course: list[float], rest: dict[str, float], kept: list[Tensor], path: 
     right.hist([w.tolist() for w in kept], bins=20, label=["right labels", "wrong labels"])
     right.set(xlabel="weight", ylabel="examples", title="what the labels are worth")
     right.legend()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
@@ -157,24 +130,19 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(1)  # the network is too small to share
-    rounds = 60 if options.quick else 400
-    data, net, course = digits(), network(), []
-    rest = {
-        "all alike": accuracy(train_alike(data.train, rounds * STEPS), data.test),
-        "clean ones alone": accuracy(train_alike(data.clean, rounds * STEPS), data.test),
-    }
+    rounds, course = 60 if options.quick else 400, []
+    data, net = digits(), network()
+    sets = {"all alike": data.train, "clean ones alone": data.clean}
+    rest = {name: accuracy(train_alike(x, 5 * rounds), data.test) for name, x in sets.items()}
     engine = program(net, data, rounds, course)
     engine.run(rounds)
     weights = engine.params("weights").sigmoid()
     kept = [weights[~data.wrong], weights[data.wrong]]
-    print(f"learned weights: test accuracy {course[-1]:.1%}")
-    for name, value in rest.items():
+    for name, value in {"learned weights": course[-1], **rest}.items():
         print(f"{name}: test accuracy {value:.1%}")
     for name, part in zip(("right", "wrong"), kept, strict=True):
         print(f"of the {name} labels {(part > 0.5).float().mean():.1%} have a weight above 1/2")
-    path = options.results / "reweight_noisy_labels.png"
-    draw(course, rest, kept, path)
-    print(f"the picture: {path}")
+    draw(course, rest, kept, options.results / "reweight_noisy_labels.png")
 
 
 if __name__ == "__main__":

@@ -32,3 +32,21 @@ def test_a_deep_equilibrium_model_learns_by_every_gradient(tmp_path):
     assert len(accuracies) == 4
     assert min(accuracies) > 30  # from 10, in one epoch
     assert (tmp_path / "deq_digits.png").stat().st_size > 10_000
+
+
+def test_learned_weights_beat_equal_ones_where_labels_are_wrong(tmp_path):
+    printed = run("reweight_noisy_labels.py", "--quick", "--results", tmp_path)
+    learned, alike, _ = [float(share) for share in re.findall(r"test accuracy ([\d.]+)%", printed)]
+    right, wrong = [float(share) for share in re.findall(r"labels ([\d.]+)% have", printed)]
+
+    assert learned > alike + 10
+    assert right > wrong + 50
+    assert (tmp_path / "reweight_noisy_labels.png").stat().st_size > 10_000
+
+
+def test_penalties_learned_at_the_third_level_beat_those_that_were_set(tmp_path):
+    printed = run("trilevel.py", "--quick", "--results", tmp_path)
+    as_set, learned = [float(loss) for loss in re.findall(r"test loss ([\d.]+)", printed)]
+
+    assert learned < as_set - 0.05
+    assert (tmp_path / "trilevel.png").stat().st_size > 10_000

@@ -18,7 +18,7 @@ from diffopt_implicit import (
     OneStep,
     Problem,
     StochasticAdjoint,
-    Unroll,
+    UnrolledSteps,
     hypergradient,
 )
 from implicit_problems import normal, spd
@@ -361,7 +361,7 @@ def test_unrolled_steps_are_differentiated_as_a_loop_of_them(steps):
     engine = Engine(
         [
             Problem("w", start, problem.inner, Momentum(0.05), upper=["lam"], unroll_steps=count),
-            Problem("lam", problem.lam, problem.outer, STILL, lower={"w": Unroll(steps)}),
+            Problem("lam", problem.lam, problem.outer, STILL, lower={"w": UnrolledSteps(steps)}),
         ]
     )
     engine.run(1)
@@ -391,7 +391,7 @@ def test_long_unrolls_give_the_implicit_derivative():
                 upper=["lam"],
                 unroll_steps=400,
             ),
-            Problem("lam", problem.lam, problem.outer, STILL, lower={"w": Unroll()}),
+            Problem("lam", problem.lam, problem.outer, STILL, lower={"w": UnrolledSteps()}),
         ]
     )
     engine.run(1)
@@ -428,7 +428,7 @@ def test_a_minimum_through_unrolled_steps_is_differentiated_implicitly():
                 lambda at, _: half(at.x["x"] - t) + 3 * half(at.y - at.z),
                 STILL,
                 upper=["z"],
-                lower={"x": Unroll()},
+                lower={"x": UnrolledSteps()},
             ),
             Problem(
                 "z",

@@ -17,10 +17,10 @@ from diffopt_implicit import (
     Problem,
     ProgressBar,
     TensorBoardLogger,
-    Unroll,
+    UnrolledSteps,
 )
 from implicit_problems import normal
-from test_multilevel_derivatives import Momentum
+from test_multilevel_derivatives import Descent, Momentum
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -170,6 +170,17 @@ def test_modules_are_trained_where_they_are_and_bound_where_they_are_read():
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
     assert_close(engine.params("net"), dict(net.named_parameters()))
     assert all(p.grad is None and p.requires_grad for p in after)
+
+
+def test_a_transform_steps_a_module_as_an_optimizer_of_torch_does():
+    found = []
+    for optimizer in (functools.partial(SGD, lr=0.3), Descent(0.3)):
+        torch.manual_seed(0)
+        net, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)), torch.ones(3, 2)
+        loss = lambda at, _, x=x: (at.net(x) - 1).square().sum()
+        Engine([Problem("net", net, loss, optimizer)]).run(3)
+        found.append(net.state_dict())
+    assert_close(*found)
 
 
 def test_the_params_of_a_caller_stay_as_they_are():
@@ -530,7 +541,7 @@ def noisy_program(**options):
                 lambda at, b: (at.net(b[0]) - b[1]).square().mean() + half(at.side - 1),
                 adam,
                 shared,
-                lower={"net": FixedPoint(2, 0.1), "side": Unroll(3)},
+                lower={"net": FixedPoint(2, 0.1), "side": UnrolledSteps(3)},
             ),
         ],
         validate=lambda engine: {"noise": torch.rand(()).item() + random.random()},

@@ -5,7 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffopt_implicit import BOME, CG, F2SA, SAMA, EarlyStopping, Engine, OneStep, Problem, Unroll
+from diffopt_implicit import (
+    BOME,
+    CG,
+    F2SA,
+    SAMA,
+    EarlyStopping,
+    Engine,
+    OneStep,
+    Problem,
+    UnrolledSteps,
+)
 from test_multilevel_derivatives import Momentum
 from torch import nn
 
@@ -177,19 +187,19 @@ def test_first_order_methods_are_refused_where_second_derivatives_are_needed(met
 
 def test_unrolls_need_functions():
     with pytest.raises(TypeError, match=r"needs an optimizer that is a function.*from_torch"):
-        Engine([LOW, replace(HIGH, lower={"low": Unroll()})])
+        Engine([LOW, replace(HIGH, lower={"low": UnrolledSteps()})])
 
 
 def test_no_more_is_unrolled_than_was_stepped():
     low = replace(LOW, optimizer=Momentum(0.1), unroll_steps=3)
-    with pytest.raises(ValueError, match=r"`Unroll\(4\)` of .*: it takes 3 steps each time"):
-        Engine([low, replace(HIGH, lower={"low": Unroll(4)})])
+    with pytest.raises(ValueError, match=r"`UnrolledSteps\(4\)` of .*: it takes 3 steps each time"):
+        Engine([low, replace(HIGH, lower={"low": UnrolledSteps(4)})])
     with pytest.raises(ValueError, match=r"`steps` must be positive, got 0"):
-        Unroll(0)
+        UnrolledSteps(0)
 
 
 def test_no_steps_are_unrolled_that_differentiate_others():
-    changes = {"two": {"optimizer": Momentum(0.1)}, "three": {"lower": {"two": Unroll()}}}
+    changes = {"two": {"optimizer": Momentum(0.1)}, "three": {"lower": {"two": UnrolledSteps()}}}
     with pytest.raises(NotImplementedError, match=r"its own steps differentiate other solutions"):
         Engine(chain(**changes))
 
@@ -197,7 +207,7 @@ def test_no_steps_are_unrolled_that_differentiate_others():
 def test_no_scaled_steps_are_unrolled():
     low = replace(LOW, optimizer=Momentum(0.1), autocast=torch.float16)
     with pytest.raises(NotImplementedError, match=r"its float16 steps are scaled"):
-        Engine([low, replace(HIGH, lower={"low": Unroll()})])
+        Engine([low, replace(HIGH, lower={"low": UnrolledSteps()})])
 
 
 def test_running_statistics_are_refused_in_what_is_differentiated():
@@ -271,7 +281,7 @@ def test_a_solution_that_was_not_begun_is_not_differentiated():
         Engine([replace(LOW, warmup_steps=2), HIGH]).run(1)
     low = replace(LOW, warmup_steps=2, optimizer=Momentum(0.1))
     with pytest.raises(ValueError, match=r"`low` has taken no step"):
-        Engine([low, replace(HIGH, lower={"low": Unroll()})]).run(1)
+        Engine([low, replace(HIGH, lower={"low": UnrolledSteps()})]).run(1)
 
 
 def test_steps_that_lead_elsewhere_the_second_time_are_refused():
@@ -282,7 +292,7 @@ def test_steps_that_lead_elsewhere_the_second_time_are_refused():
         return half(at.low - len(calls) * at.high - 1)
 
     low = replace(LOW, optimizer=Momentum(0.1), loss=fickle)
-    high = replace(HIGH, params=torch.ones(2), lower={"low": Unroll()})
+    high = replace(HIGH, params=torch.ones(2), lower={"low": UnrolledSteps()})
     with pytest.raises(ValueError, match=r"The last steps of `low`, taken again, lead elsewhere"):
         Engine([low, high]).run(1)
 

@@ -39,7 +39,7 @@ from diffopt_implicit._multilevel._loggers import Logger as Logger
 from diffopt_implicit._multilevel._loggers import ProgressBar as ProgressBar
 from diffopt_implicit._multilevel._loggers import TensorBoardLogger as TensorBoardLogger
 from diffopt_implicit._multilevel._problem import Problem as Problem
-from diffopt_implicit._multilevel._unroll import Unroll as Unroll
+from diffopt_implicit._multilevel._unrolled_steps import UnrolledSteps as UnrolledSteps
 from diffopt_implicit._normal_cg import solve_normal_cg as solve_normal_cg
 from diffopt_implicit._nystrom import solve_nystrom as solve_nystrom
 from diffopt_implicit._preconditioners import JacobiPreconditioner as JacobiPreconditioner

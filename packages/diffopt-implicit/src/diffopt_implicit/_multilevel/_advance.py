@@ -12,7 +12,7 @@ from diffopt_implicit._equation import detached
 from diffopt_implicit._multilevel._dependence import Slope, note_dependence
 from diffopt_implicit._multilevel._loss import Point
 from diffopt_implicit._multilevel._program import Program, joined, like
-from diffopt_implicit._multilevel._unroll import Moment, Step
+from diffopt_implicit._multilevel._unrolled_steps import Moment, Step
 from diffopt_implicit._root_check import size
 
 

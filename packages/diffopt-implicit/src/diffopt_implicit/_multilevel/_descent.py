@@ -6,7 +6,8 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard
 
-from pytree_core import tree_leaves, tree_structure, tree_unflatten
+import torch
+from pytree_core import tree_leaves, tree_map, tree_structure, tree_unflatten
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -106,7 +107,7 @@ class TransformDescent:
         """Return parameters and state after a step, and change nothing."""
         tree = self.variables.tree
         updates, state = self.transform.update(tree(gradients), state, tree(params))
-        return tuple(p + u for p, u in zip(params, tree_leaves(updates), strict=True)), state
+        return tuple(tree_leaves(tree_map(torch.add, tree(params), updates))), state
 
     def learning_rate(self) -> float | None:
         """Return None: it is the transform's own."""

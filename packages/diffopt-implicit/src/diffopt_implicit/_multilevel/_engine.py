@@ -21,7 +21,7 @@ from diffopt_implicit._multilevel._problem import Problem
 from diffopt_implicit._multilevel._program import Program
 from diffopt_implicit._multilevel._randomness import everything, randomness, restore_everything
 from diffopt_implicit._multilevel._saved import check_saved
-from diffopt_implicit._multilevel._unroll import Unroll
+from diffopt_implicit._multilevel._unrolled_steps import UnrolledSteps
 from diffopt_implicit._multilevel._variables import detached_copy, overwrite
 
 Tree = Any
@@ -235,6 +235,6 @@ class Engine:
 def recorded(graph: Graph, name: str) -> int:
     """Return how many of a problem's last steps are to be taken again."""
     methods = [p.lower[name] for p in graph.problems.values() if name in p.lower]
-    wanted = [method.steps for method in methods if isinstance(method, Unroll)]
+    wanted = [method.steps for method in methods if isinstance(method, UnrolledSteps)]
     every = graph.problems[name].unroll_steps
     return max((every if steps is None else steps for steps in wanted), default=0)

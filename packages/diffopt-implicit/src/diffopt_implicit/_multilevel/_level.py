@@ -15,7 +15,7 @@ from diffopt_implicit._multilevel._batches import Batches
 from diffopt_implicit._multilevel._descent import TransformDescent, descent_of
 from diffopt_implicit._multilevel._loss_scale import LossScale
 from diffopt_implicit._multilevel._problem import Problem
-from diffopt_implicit._multilevel._unroll import Moment, Record, Step
+from diffopt_implicit._multilevel._unrolled_steps import Moment, Record, Step
 from diffopt_implicit._multilevel._variables import detached_copy, overwrite, variables_of
 from diffopt_implicit._torch import Tensors
 

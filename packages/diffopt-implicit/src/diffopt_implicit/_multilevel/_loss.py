@@ -11,7 +11,7 @@ from diffopt_implicit._equation import detached
 from diffopt_implicit._multilevel._descent import TransformDescent
 from diffopt_implicit._multilevel._level import Level
 from diffopt_implicit._multilevel._randomness import randomness
-from diffopt_implicit._multilevel._unroll import Moment, Step
+from diffopt_implicit._multilevel._unrolled_steps import Moment, Step
 from diffopt_implicit._multilevel._variables import Values
 from diffopt_implicit._torch import Tensors
 

@@ -13,7 +13,7 @@ from diffopt_implicit._first_order_methods import BOME
 from diffopt_implicit._multilevel._descent import is_transform
 from diffopt_implicit._multilevel._graph import Graph
 from diffopt_implicit._multilevel._problem import Problem
-from diffopt_implicit._multilevel._unroll import Unroll
+from diffopt_implicit._multilevel._unrolled_steps import UnrolledSteps
 
 
 def check_methods(graph: Graph) -> None:
@@ -31,41 +31,43 @@ def check_methods(graph: Graph) -> None:
 def check_method(name: str, low: Problem, method: Any) -> None:
     """Refuse what is no method for a solution."""
     where = f"the solution of `{low.name}` in `{name}`"
-    if isinstance(method, type) or not (isinstance(method, Unroll) or hasattr(method, "estimate")):
+    if isinstance(method, type) or not (
+        isinstance(method, UnrolledSteps) or hasattr(method, "estimate")
+    ):
         raise TypeError(
             f"There is no method for {where}: `lower` must give one, such as `CG(10)` or "
-            f"`Unroll()`, got {method!r}."
+            f"`UnrolledSteps()`, got {method!r}."
         )
     if isinstance(method, BOME):
         raise ValueError(
             f"`BOME` is no method for {where}: it moves the parameters below itself, and they are "
             "solved here. Use `F2SA`, or `hypergradient` in a loop of your own."
         )
-    if isinstance(method, Unroll):
+    if isinstance(method, UnrolledSteps):
         check_unroll(where, low, method)
 
 
-def check_unroll(where: str, low: Problem, method: Unroll) -> None:
+def check_unroll(where: str, low: Problem, method: UnrolledSteps) -> None:
     """Refuse unrolls of steps that cannot be taken again."""
     if not is_transform(low.optimizer):
         raise TypeError(
-            f"`Unroll` of {where} needs an optimizer that is a function: a transform with `init` "
-            "and `update`. `diffopt_explicit.from_torch` turns one of torch into such."
+            f"`UnrolledSteps` of {where} needs an optimizer that is a function: a transform with "
+            "`init` and `update`. `diffopt_explicit.from_torch` makes one of torch such."
         )
     if (method.steps or 0) > low.unroll_steps:
         raise ValueError(
-            f"`Unroll({method.steps})` of {where}: it takes {low.unroll_steps} steps each time. "
-            "Raise its `unroll_steps`, or unroll less."
+            f"`UnrolledSteps({method.steps})` of {where}: it takes {low.unroll_steps} steps each "
+            "time. Raise its `unroll_steps`, or unroll less."
         )
     if low.lower:
         raise NotImplementedError(
-            f"`Unroll` of {where}: its own steps differentiate other solutions, which are not "
-            "taken again with it. Use a method such as `CG(10)`."
+            f"`UnrolledSteps` of {where}: its own steps differentiate other solutions, which are "
+            "not taken again with it. Use a method such as `CG(10)`."
         )
     if low.autocast is torch.float16:
         raise NotImplementedError(
-            f"`Unroll` of {where}: its float16 steps are scaled, and are not taken again as they "
-            "were. Use torch.bfloat16, or a method such as `CG(10)`."
+            f"`UnrolledSteps` of {where}: its float16 steps are scaled, and are not taken again as "
+            "they were. Use torch.bfloat16, or a method such as `CG(10)`."
         )
 
 
@@ -82,7 +84,7 @@ def check_kept(graph: Graph, name: str, low: str) -> None:
 
 def check_differentiable(name: str, low: str, method: Any) -> None:
     """Refuse methods whose derivatives are not to be had, where they are needed."""
-    if not isinstance(method, (AdjointMethod, Unroll)):
+    if not isinstance(method, (AdjointMethod, UnrolledSteps)):
         raise NotImplementedError(
             f"`{type(method).__name__}` differentiates the solution of `{low}` in `{name}`, whose "
             "own solution is differentiated by a problem above. That takes second derivatives, "

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffopt_implicit._hypergradient_method import HypergradientMethod
 from diffopt_implicit._linear_system import check_nonnegative, check_positive
 from diffopt_implicit._multilevel._descent import Transform, is_transform
-from diffopt_implicit._multilevel._unroll import Unroll
+from diffopt_implicit._multilevel._unrolled_steps import UnrolledSteps
 from diffopt_implicit._multilevel._variables import Values
 
 Tree = Any
@@ -42,9 +42,9 @@ class Problem:
             are trees, and moved to the device of the parameters.
         upper: Names of the problems whose parameters the loss takes as constants.
         lower: For each problem whose solution depends on this one, how to differentiate it: a
-            method of `hypergradient`, such as ``CG(10)``, or `Unroll`. All that lie on a way from
-            this problem's parameters to its loss must be there, also where the loss does not
-            read them.
+            method of `hypergradient`, such as ``CG(10)``, or `UnrolledSteps`. All that lie on a
+            way from this problem's parameters to its loss must be there, also where the loss does
+            not read them.
         unroll_steps: How many steps it takes for each step of a problem that names it in
             `lower`; positive.
         warmup_steps: How many times it lets its turn pass at first, so that problems below come
@@ -79,7 +79,7 @@ class Problem:
     optimizer: Callable[[list[Any]], Optimizer] | Transform
     data: Iterable[Any] | None = None
     upper: Sequence[str] = ()
-    lower: Mapping[str, HypergradientMethod | Unroll] = field(default_factory=dict)
+    lower: Mapping[str, HypergradientMethod | UnrolledSteps] = field(default_factory=dict)
     unroll_steps: int = 1
     warmup_steps: int = 0
     roll_back: bool = False

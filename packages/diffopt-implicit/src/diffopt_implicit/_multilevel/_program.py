@@ -15,7 +15,7 @@ from diffopt_implicit._inner_problem import InnerProblem
 from diffopt_implicit._multilevel._graph import Graph, Names
 from diffopt_implicit._multilevel._level import Level
 from diffopt_implicit._multilevel._loss import Losses, Point
-from diffopt_implicit._multilevel._unroll import Unroll
+from diffopt_implicit._multilevel._unrolled_steps import UnrolledSteps
 from diffopt_implicit._products import Selection
 from diffopt_implicit._torch import Tensors, vjp
 
@@ -75,7 +75,7 @@ class Program:
             )
         constants = self.now(self.graph.above[low])
         method = self.graph.problems[name].lower[low]
-        if isinstance(method, Unroll):
+        if isinstance(method, UnrolledSteps):
             return self.pull_unrolled(low, method, cotangent, moving, constants)
         hparams = {other: constants[other] for other in moving}
         leaves = detached(self.levels[low].leaves)
@@ -96,7 +96,7 @@ class Program:
         return found
 
     def pull_unrolled(
-        self, low: str, method: Unroll, cotangent: Tensors, moving: Names, constants: Point
+        self, low: str, method: UnrolledSteps, cotangent: Tensors, moving: Names, constants: Point
     ) -> Point:
         """Do so through the steps that led to the solution."""
 
@@ -118,7 +118,7 @@ class Program:
     def solution(self, name: str, low: str, at: Point) -> Tensors:
         """Return a solution, differentiable in the parameters above it."""
         method, names = self.graph.problems[name].lower[low], self.graph.above[low]
-        if isinstance(method, Unroll):
+        if isinstance(method, UnrolledSteps):
             return self.losses.unrolled(low, {other: at[other] for other in names}, method.steps)
         assert isinstance(method, AdjointMethod)  # checked with the methods
 

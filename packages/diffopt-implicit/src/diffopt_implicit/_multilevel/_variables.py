@@ -101,7 +101,8 @@ class ModuleVariables:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        named = {key: p for key, p in module.named_parameters() if p.requires_grad}
+        # In the order in which a dictionary is flattened, and so transforms see them.
+        named = {key: p for key, p in sorted(module.named_parameters()) if p.requires_grad}
         self.names = tuple(named)
         self.leaves: Tensors = tuple(named.values())
         self.buffers: dict[str, Tensor] = dict(module.named_buffers())

@@ -10,7 +10,7 @@ from diffopt_implicit._torch import Tensors
 
 
 @dataclass(frozen=True)
-class Unroll:
+class UnrolledSteps:
     """Differentiate a solution through the steps that led to it, in `Problem.lower`.
 
     The steps that the lower problem took since its last `unroll_steps` began, or the last of
@@ -23,8 +23,8 @@ class Unroll:
             `unroll_steps`; None for all of these.
 
     Example:
-        >>> Unroll(5)
-        Unroll(steps=5)
+        >>> UnrolledSteps(5)
+        UnrolledSteps(steps=5)
 
     Source:
         Franceschi, Donini, Frasconi & Pontil, *Forward and reverse gradient-based
