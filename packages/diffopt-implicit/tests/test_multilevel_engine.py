@@ -313,6 +313,33 @@ def test_bfloat16_is_used_in_the_steps_alone():
     assert net.weight.dtype == torch.float32
 
 
+def test_unrolled_steps_are_taken_again_in_their_own_precision():
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 2), torch.randn(8, 4)
+    engine = Engine(
+        [
+            Problem(
+                "net",
+                net,
+                lambda at, _: (at.net(x).float() - at.high).square().mean(),
+                Descent(0.3),
+                upper=["high"],
+                autocast=torch.bfloat16,
+                unroll_steps=3,
+            ),
+            Problem(
+                "high",
+                torch.zeros(2),
+                lambda at, _: (at.net(x) - 1).square().mean(),
+                SGD,
+                lower={"net": UnrolledSteps()},
+            ),
+        ]
+    )
+    engine.run(2)
+    assert engine.params("high").min() > 0
+
+
 def test_the_scale_of_float16_does_not_change_a_derivative():
     found = []
     for autocast in (None, torch.float16):

@@ -253,6 +253,14 @@ def test_a_loss_depends_on_its_parameters():
         Engine([problem]).run(1)
 
 
+def test_a_loss_reads_modules_from_its_argument():
+    net, x = nn.Linear(2, 2), torch.ones(1, 2)
+    read_outside = lambda at, _: half(net(x) - at.high) + half(at.low(x))
+    message = r"`low` uses tensors that require grad .* `net.weight` of shape \(2, 2\), `net.bias`"
+    with pytest.raises(ValueError, match=message):
+        Engine([replace(LOW, params=net, loss=read_outside), HIGH]).run(1)
+
+
 def test_a_loss_depends_on_the_constants_that_it_names():
     with pytest.raises(
         ValueError, match=r"`low` does not depend on `high`, which it names in `upp"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffopt_implicit._equation import detached
-from diffopt_implicit._multilevel._dependence import Slope, note_dependence
+from diffopt_implicit._multilevel._dependence import Slope, check_closure, note_dependence
 from diffopt_implicit._multilevel._loss import Point
 from diffopt_implicit._multilevel._program import Program, joined, like
 from diffopt_implicit._multilevel._unrolled_steps import Moment, Step
@@ -93,6 +93,8 @@ def slope_on(
                 f"`at.{name}`, and detach nothing on the way."
             )
     inputs = joined(tracked, names)
+    if program.levels[name].count == 0:
+        check_closure(problem, loss, inputs)
     slope = torch.autograd.grad(loss * scale, inputs, allow_unused=True)
     return detached((loss,))[0], slope
 

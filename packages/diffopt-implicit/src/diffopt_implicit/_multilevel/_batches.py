@@ -105,7 +105,7 @@ class Batches:
     def set_generators(self, states: list[Tensor]) -> None:
         """Give the loader's generators their states."""
         for generator, state in zip(self.generators(), states, strict=True):
-            generator.set_state(state)
+            generator.set_state(state.cpu())
 
 
 def is_stateful(data: Any) -> TypeGuard[Stateful]:

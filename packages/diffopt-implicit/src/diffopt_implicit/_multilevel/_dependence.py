@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from diffopt_implicit._closure import graph_leaves, tracked_names
 from diffopt_implicit._multilevel._graph import Graph
 from diffopt_implicit._multilevel._level import Level
+from diffopt_implicit._multilevel._problem import Problem
+from diffopt_implicit._torch import Tensors
 
 Slope = Tensor | None
 
@@ -34,6 +37,19 @@ def note_dependence(
                 f"in `lower`. Read it as `at.{low}` and do not detach it, or leave it out."
             )
     check_all_reached(graph, levels, name)
+
+
+def check_closure(problem: Problem, loss: Tensor, inputs: Tensors) -> None:
+    """Refuse a loss that uses tensors which require grad and belong to no problem that it names."""
+    known = {id(tensor) for tensor in inputs}
+    if any(id(leaf) not in known for leaf in graph_leaves([loss.grad_fn])):
+        names = ", ".join(tracked_names(problem.loss)) or "out of reach of their names"
+        raise ValueError(
+            f"The loss of `{problem.name}` uses tensors that require grad and that it does not "
+            f"read from its first argument, so their gradient would be lost: {names}. Read the "
+            f"parameters of a problem as `at.NAME`, also its own, as `at.{problem.name}`; detach "
+            "what is a constant."
+        )
 
 
 def check_all_reached(graph: Graph, levels: dict[str, Level], name: str) -> None:

@@ -15,6 +15,7 @@ from diffopt_implicit._multilevel._batches import Batches
 from diffopt_implicit._multilevel._descent import TransformDescent, descent_of
 from diffopt_implicit._multilevel._loss_scale import LossScale
 from diffopt_implicit._multilevel._problem import Problem
+from diffopt_implicit._multilevel._randomness import on_cpu
 from diffopt_implicit._multilevel._unrolled_steps import Moment, Record, Step
 from diffopt_implicit._multilevel._variables import detached_copy, overwrite, variables_of
 from diffopt_implicit._torch import Tensors
@@ -149,4 +150,4 @@ def plain(step: Step) -> list[tuple[Any, ...]]:
 
 def moments(step: list[tuple[Any, ...]]) -> Step:
     """Make moments of plain tuples."""
-    return tuple(Moment(*moment) for moment in step)
+    return tuple(Moment(batch, on_cpu(random)) for batch, random in step)

@@ -32,6 +32,11 @@ def restore(states: Tensors) -> None:
         torch.cuda.set_rng_state_all(list(states[1:]))
 
 
+def on_cpu(states: Tensors) -> Tensors:
+    """Bring states to where generators take them; `map_location` may have moved them."""
+    return tuple(state.cpu() for state in states)
+
+
 def everything() -> dict[str, Any]:
     """Return the states of the generators of torch, Python and, where in use, NumPy."""
     numpy = sys.modules.get("numpy")
@@ -46,7 +51,7 @@ def everything() -> dict[str, Any]:
 
 def restore_everything(states: dict[str, Any]) -> None:
     """Bring back what `everything` returned."""
-    restore(states["torch"])
+    restore(on_cpu(states["torch"]))
     random.setstate(states["python"])
     if states["numpy"] is not None:
         sys.modules["numpy"].random.set_state(tuple(states["numpy"]))
