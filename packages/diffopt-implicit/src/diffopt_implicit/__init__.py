@@ -60,6 +60,7 @@ from diffopt_implicit._solvers._adjoints import Adjoint as Adjoint
 from diffopt_implicit._solvers._adjoints import Checkpoint as Checkpoint
 from diffopt_implicit._solvers._adjoints import Implicit as Implicit
 from diffopt_implicit._solvers._adjoints import Unroll as Unroll
+from diffopt_implicit._solvers._backtracking import BacktrackingLineSearch as BacktrackingLineSearch
 from diffopt_implicit._solvers._broyden import Broyden as Broyden
 from diffopt_implicit._solvers._fixed_point_solvers import (
     AndersonAcceleration as AndersonAcceleration,
@@ -67,11 +68,20 @@ from diffopt_implicit._solvers._fixed_point_solvers import (
 from diffopt_implicit._solvers._fixed_point_solvers import (
     FixedPointIteration as FixedPointIteration,
 )
+from diffopt_implicit._solvers._hager_zhang import HagerZhangLineSearch as HagerZhangLineSearch
+from diffopt_implicit._solvers._line_search import LineSearch as LineSearch
+from diffopt_implicit._solvers._nonlinear_cg import NonlinearCG as NonlinearCG
+from diffopt_implicit._solvers._proximal_gradient import GradientDescent as GradientDescent
+from diffopt_implicit._solvers._proximal_gradient import ProjectedGradient as ProjectedGradient
+from diffopt_implicit._solvers._proximal_gradient import ProximalGradient as ProximalGradient
+from diffopt_implicit._solvers._quasi_newton import BFGS as BFGS
+from diffopt_implicit._solvers._quasi_newton import LBFGS as LBFGS
 from diffopt_implicit._solvers._solver import Solver as Solver
 from diffopt_implicit._solvers._status import SolverError as SolverError
 from diffopt_implicit._solvers._status import SolverStatus as SolverStatus
 from diffopt_implicit._solvers._status import SolverWarning as SolverWarning
 from diffopt_implicit._solvers._step import OptStep as OptStep
+from diffopt_implicit._solvers._zoom import ZoomLineSearch as ZoomLineSearch
 from diffopt_implicit._stochastic_adjoint import StochasticAdjoint as StochasticAdjoint
 from diffopt_implicit._unrolled_adjoints import FixedPoint as FixedPoint
 from diffopt_implicit._unrolled_adjoints import IdentityApprox as IdentityApprox

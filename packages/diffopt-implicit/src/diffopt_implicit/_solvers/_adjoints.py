@@ -8,7 +8,7 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from pytree_core import tree_flatten, tree_leaves, tree_unflatten
+from pytree_core import tree_leaves
 from torch import Tensor
 
 from diffopt_implicit._arguments import without_graph
@@ -19,6 +19,7 @@ from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree, check_positive
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root_check import RootCheck
+from diffopt_implicit._solvers._form import Form
 from diffopt_implicit._solvers._status import running
 from diffopt_implicit._solvers._step import OptStep
 from diffopt_implicit._torch import Tensors, alive, any_true, is_tracked, outside_graphs, vjp
@@ -216,26 +217,18 @@ class Segment:
     Attributes:
         solver: The solver.
         count: At most so many updates.
-        spec: The structure of ``(params, state, args, kwargs)``.
-        static: Their leaves, None in place of tensors.
-        places: The positions of the tensors among the leaves.
-        form: Filled with the structure of what comes out, and its leaves that are no tensors: a
-            function of autograd returns tensors alone.
+        inputs: ``(params, state, args, kwargs)`` without their tensors.
+        outputs: Filled with ``(params, state)`` without theirs.
     """
 
     solver: Solver
     count: int
-    spec: Any
-    static: tuple[Any, ...]
-    places: tuple[int, ...]
-    form: list[Any] = field(default_factory=list)
+    inputs: Form
+    outputs: list[Form] = field(default_factory=list)
 
     def step(self, tensors: Tensors) -> OptStep:
         """Take the updates."""
-        leaves = list(self.static)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
-        params, state, args, kwargs = tree_unflatten(self.spec, leaves)
+        params, state, args, kwargs = self.inputs.tree(tensors)
         return self.solver.advanced(OptStep(params, state), self.count, *args, **kwargs)
 
     def again(self) -> Callable[..., Tensors]:
@@ -248,16 +241,10 @@ class Segment:
 
 def recomputed(solver: Solver, count: int, inputs: Tree) -> tuple[Tree, Any]:
     """Take updates, of which nothing is recorded but their inputs."""
-    leaves, spec = tree_flatten(inputs)
-    places = tuple(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
-    static = tuple(None if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-    segment = Segment(solver, count, spec, static, places)
-    flat = iter(_Segment.apply(segment, *(leaves[i] for i in places)))
-    out_spec, rest = segment.form
-    return tree_unflatten(out_spec, [next(flat) if leaf is MOVED else leaf for leaf in rest])
-
-
-MOVED = object()
+    tensors, form = Form.of(inputs)
+    segment = Segment(solver, count, form)
+    moved = _Segment.apply(segment, *tensors)
+    return segment.outputs[0].tree(moved)  # type: ignore[no-any-return]
 
 
 def is_differentiable(leaf: Any) -> bool:
@@ -272,9 +259,9 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def forward(segment: Segment, *tensors: Tensor) -> Tensors:
-        leaves, spec = tree_flatten(tuple(segment.step(tensors)))
-        segment.form[:] = spec, [MOVED if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return tuple(leaf.clone() for leaf in leaves if isinstance(leaf, Tensor))
+        moved, form = Form.of(tuple(segment.step(tensors)))
+        segment.outputs[:] = [form]
+        return tuple(tensor.clone() for tensor in moved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
