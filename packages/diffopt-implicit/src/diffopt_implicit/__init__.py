@@ -60,7 +60,11 @@ from diffopt_implicit._solvers._adjoints import Adjoint as Adjoint
 from diffopt_implicit._solvers._adjoints import Checkpoint as Checkpoint
 from diffopt_implicit._solvers._adjoints import Implicit as Implicit
 from diffopt_implicit._solvers._adjoints import Unroll as Unroll
+from diffopt_implicit._solvers._anderson_wrapper import AndersonWrapper as AndersonWrapper
 from diffopt_implicit._solvers._backtracking import BacktrackingLineSearch as BacktrackingLineSearch
+from diffopt_implicit._solvers._block_coordinate_descent import (
+    BlockCoordinateDescent as BlockCoordinateDescent,
+)
 from diffopt_implicit._solvers._broyden import Broyden as Broyden
 from diffopt_implicit._solvers._fixed_point_solvers import (
     AndersonAcceleration as AndersonAcceleration,
@@ -69,8 +73,13 @@ from diffopt_implicit._solvers._fixed_point_solvers import (
     FixedPointIteration as FixedPointIteration,
 )
 from diffopt_implicit._solvers._hager_zhang import HagerZhangLineSearch as HagerZhangLineSearch
+from diffopt_implicit._solvers._lbfgsb import LBFGSB as LBFGSB
 from diffopt_implicit._solvers._line_search import LineSearch as LineSearch
+from diffopt_implicit._solvers._mirror_descent import MirrorDescent as MirrorDescent
+from diffopt_implicit._solvers._mirror_descent import MirrorMap as MirrorMap
+from diffopt_implicit._solvers._mirror_descent import kl_simplex as kl_simplex
 from diffopt_implicit._solvers._nonlinear_cg import NonlinearCG as NonlinearCG
+from diffopt_implicit._solvers._optimizer_solver import OptimizerSolver as OptimizerSolver
 from diffopt_implicit._solvers._proximal_gradient import GradientDescent as GradientDescent
 from diffopt_implicit._solvers._proximal_gradient import ProjectedGradient as ProjectedGradient
 from diffopt_implicit._solvers._proximal_gradient import ProximalGradient as ProximalGradient
@@ -81,6 +90,8 @@ from diffopt_implicit._solvers._status import SolverError as SolverError
 from diffopt_implicit._solvers._status import SolverStatus as SolverStatus
 from diffopt_implicit._solvers._status import SolverWarning as SolverWarning
 from diffopt_implicit._solvers._step import OptStep as OptStep
+from diffopt_implicit._solvers._stochastic import ArmijoSGD as ArmijoSGD
+from diffopt_implicit._solvers._stochastic import PolyakSGD as PolyakSGD
 from diffopt_implicit._solvers._zoom import ZoomLineSearch as ZoomLineSearch
 from diffopt_implicit._stochastic_adjoint import StochasticAdjoint as StochasticAdjoint
 from diffopt_implicit._unrolled_adjoints import FixedPoint as FixedPoint

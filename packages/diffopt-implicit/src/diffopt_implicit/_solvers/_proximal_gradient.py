@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree, check_positive
 from diffopt_implicit._solvers._descent import length
-from diffopt_implicit._solvers._line_search import chosen
+from diffopt_implicit._solvers._gradient_step import Step, StepState, first_state, taken
 from diffopt_implicit._solvers._objective import Evaluation, Objective, gradient
 from diffopt_implicit._solvers._solver import Solver
-from diffopt_implicit._solvers._status import SolverStatus, ended, judged, running
+from diffopt_implicit._solvers._status import running
 from diffopt_implicit._solvers._step import OptStep
 from diffopt_implicit._solvers._step_size import (
     SearchedStep,
@@ -25,37 +26,21 @@ from diffopt_implicit._solvers._step_size import (
     Trial,
     check_step_size,
     given_step,
+    quadratic_bound,
     searched_step,
 )
 
 
-class GradientState(NamedTuple):
-    """The state of gradient methods; scalars, of each example under `vmap`.
+class Momentum(NamedTuple):
+    """What acceleration remembers.
 
     Attributes:
-        iter_num: Int64, updates.
-        error: Euclidean norm of ``(y - x) / stepsize``, for the last step from ``y`` to ``x``: of
-            the gradient, where nothing else acts.
-        status: Int64, a `SolverStatus`.
-        value: Of `fun` at ``y``.
-        stepsize: The last step size; 0 before the first.
-        num_fun_eval: Int64, calls of the function.
-        num_grad_eval: Int64, how many of them were differentiated.
-        aux: What the function returned beside its value; None before the first update.
         velocity: The extrapolated point ``y`` of the next update, a vector.
-        momentum: Nesterov's ``t``, 1 without acceleration.
+        weight: Nesterov's ``t``; 1 without acceleration.
     """
 
-    iter_num: Tensor
-    error: Tensor
-    status: Tensor
-    value: Tensor
-    stepsize: Tensor
-    num_fun_eval: Tensor
-    num_grad_eval: Tensor
-    aux: Any
     velocity: Tensor
-    momentum: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -90,49 +75,32 @@ class GradientSolver(Solver):
     def mapped(self, params: Tree, hyperparams: tuple[Any, ...], scaling: Tensor | float) -> Tree:
         """Apply the map of ``g``, for the step size `scaling`."""
 
-    def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> GradientState:
+    def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> StepState:
         """Return the state before the first update: nothing is evaluated, the error infinite."""
         x = Coordinates.of(init_params, "`init_params`").vector(init_params, "`init_params`")
-        zero = torch.zeros_like(x.detach().sum())
-        count, one = zero.to(torch.int64), zero + 1
-        running = count + SolverStatus.RUNNING
-        return GradientState(
-            count, one / zero, running, one / zero, zero, count, count, None, x, one
-        )
+        return first_state(init_params, Momentum(x, torch.ones_like(x.detach().sum())))
 
-    def update(self, params: Tree, state: GradientState, *args: Any, **kwargs: Any) -> OptStep:
+    def update(self, params: Tree, state: StepState, *args: Any, **kwargs: Any) -> OptStep:
         """Step along the gradient, and map."""
         space = Coordinates.of(params, "`params`")
-        x, live = space.vector(params, "`params`"), running(state)
+        x = space.vector(params, "`params`")
         hyperparams, args, kwargs = self.split(args, kwargs)
         objective = Objective(self.fun, self.has_aux, space, args, kwargs)
-        y = state.velocity if self.acceleration else x
+        y = state.memory.velocity if self.acceleration else x
         at = objective.at(y)
-        live_now = live & at.value.isfinite()
 
-        def step(size: Tensor) -> Tensor:
-            there = space.tree(y - size * at.grad)
-            return space.vector(self.mapped(there, hyperparams, size), "The mapped parameters")
+        def attempt(size: Tensor) -> Trial:
+            there = self.mapped(space.tree(y - size * at.grad), hyperparams, size)
+            new = space.vector(there, "The mapped parameters")
+            searched = self.stepsize is None
+            return Trial(size, new, objective.value(new)[0] if searched else at.value, None)
 
-        (size, new), failed, trials = self._stepped(objective, y, at, step, state, live_now)
-        error = torch.where(at.value.isfinite(), length(y - new) / size.detach(), at.value)
-        error = torch.where(live, error.detach(), state.error)
-        moves = live & error.isfinite() & ~failed
-        status = ended(state.status, failed, SolverStatus.LINE_SEARCH_FAILED)
-        velocity, momentum = self._extrapolated(x, y, new, state.momentum)
-        after = GradientState(
-            state.iter_num + live,
-            error,
-            judged(status, error, self.tol),
-            torch.where(live, at.value, state.value),
-            torch.where(live, size, state.stepsize),
-            state.num_fun_eval + live + trials,
-            state.num_grad_eval + live,
-            at.aux if state.aux is None else chosen(live, at.aux, state.aux),
-            chosen(moves, velocity, state.velocity),
-            chosen(moves, momentum, state.momentum),
-        )
-        return OptStep(space.tree(chosen(moves, new, x)), after)
+        (size, new, *_), failed, trials = self._stepped(attempt, y, at, state)
+        error = length(y - new) / size.detach()
+        momentum = self._extrapolated(x, y, new, state.memory)
+        step = Step(new, size, error, momentum, failed, trials)
+        moved, after = taken(step, state, x, at, self.tol)
+        return OptStep(space.tree(moved), after)
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return ``params - map(params - gradient)``, whatever the step size was."""
@@ -142,29 +110,23 @@ class GradientSolver(Solver):
         return tree_map(lambda x, z: x - z, params, self.mapped(there, hyperparams, 1.0))
 
     def _stepped(
-        self,
-        objective: Objective,
-        y: Tensor,
-        at: Evaluation,
-        step: Callable[[Tensor], Tensor],
-        state: GradientState,
-        live: Tensor,
+        self, attempt: Callable[[Tensor], Trial], y: Tensor, at: Evaluation, state: StepState
     ) -> SearchedStep:
+        live = running(state) & at.value.isfinite()
         if self.stepsize is not None:
             size = given_step(self.stepsize, state.iter_num, state.error)
-            return SearchedStep(Trial(size, step(size)), torch.zeros_like(live), 0 * state.iter_num)
+            return SearchedStep(attempt(size), torch.zeros_like(live), 0 * state.iter_num)
+        bound = partial(quadratic_bound, y, at.value, at.grad)
         first = torch.where(state.stepsize > 0, 2 * state.stepsize, 1.0)
-        return searched_step(objective, y, at, step, first, live, decrease=0.5, maxls=self.maxls)
+        return searched_step(attempt, bound, at.value, first, live, decrease=0.5, maxls=self.maxls)
 
-    def _extrapolated(
-        self, x: Tensor, y: Tensor, new: Tensor, momentum: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _extrapolated(self, x: Tensor, y: Tensor, new: Tensor, before: Momentum) -> Momentum:
         if not self.acceleration:
-            return new, momentum
+            return Momentum(new, before.weight)
         uphill = torch.dot(y - new, new - x).detach() > 0
-        momentum = torch.where(uphill, 1.0, momentum)
-        after = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
-        return new + (momentum - 1) / after * (new - x), after
+        weight = torch.where(uphill, 1.0, before.weight)
+        after = (1 + (1 + 4 * weight.square()).sqrt()) / 2
+        return Momentum(new + (weight - 1) / after * (new - x), after)
 
 
 class Problem(NamedTuple):

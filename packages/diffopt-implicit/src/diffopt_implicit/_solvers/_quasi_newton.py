@@ -77,7 +77,9 @@ def inverse_product(pairs: Tensor, vector: Tensor) -> Tensor:
     products = pairs.flatten(0, 1) @ torch.cat([changes, vector[None]]).T
     steps_changes, changes_changes = products[:memory, :memory], products[memory:, :memory]
     along, across = products[:memory, memory], products[memory:, memory]
-    newest = changes_changes[-1, -1]
+    squares = changes_changes.diagonal()
+    order = torch.arange(1, memory + 1, device=vector.device)
+    newest = squares.gather(0, torch.where(squares > 0, order, 0).argmax(0, keepdim=True))[0]
     gamma = torch.where(newest > 0, newest, 1.0).reciprocal()
     # H = gamma I + [S gamma Y] [[R^-T (I + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S gamma Y]^T,
     # with the upper triangle R of S^T Y, whose diagonal is 1.

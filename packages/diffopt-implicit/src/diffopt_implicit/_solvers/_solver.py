@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytree_core import tree_leaves
@@ -59,6 +59,8 @@ class Solver(ABC):
     on_failure: OnFailure = "warn"
     callback: Callable[[Tree, Any], object] | None = None
     verbose: bool = False
+
+    keeps_gradient: ClassVar[bool] = False  # between updates, of the same function
 
     def __post_init__(self) -> None:
         """Refuse options that mean nothing."""
@@ -156,9 +158,17 @@ class Solver(ABC):
 
         Raises:
             SolverError: If the iterations fail, where told to raise.
+            TypeError: If the solver keeps gradients from one update to the next, which are those
+                of one function.
             ValueError: If the iterator is empty, or if derivatives are wanted and `adjoint` is
                 not ``"unroll"``.
         """
+        if self.keeps_gradient:
+            raise TypeError(
+                f"`{type(self).__name__}` compares gradients of one function, and each item of "
+                "`iterator` makes it another. Use `OptimizerSolver`, `PolyakSGD`, `ArmijoSGD` or "
+                "`GradientDescent`, or pass the whole data to `run`."
+            )
         step, last = None, range(self.maxiter)
         for _, data in zip(last, iterator, strict=False):
             self._refuse_lost_derivatives((init_params, data, args, kwargs))

@@ -1,4 +1,4 @@
-"""Step sizes: numbers, schedules, or searched so that a quadratic bounds the function."""
+"""Step sizes: numbers, schedules, or shrunk until the function is small enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from diffopt_implicit._linear_system import check_positive
 from diffopt_implicit._solvers._line_search import chosen
-from diffopt_implicit._solvers._objective import Evaluation, Objective
 from diffopt_implicit._torch import any_true
 
 StepSize = float | Tensor | Callable[[Tensor], Any]
@@ -22,10 +21,14 @@ class Trial(NamedTuple):
     Attributes:
         stepsize: Scalar.
         x: Where it leads.
+        value: Of the function there.
+        rest: What else was found there.
     """
 
     stepsize: Tensor
     x: Tensor
+    value: Tensor
+    rest: Any
 
 
 class SearchedStep(NamedTuple):
@@ -57,35 +60,42 @@ def given_step(stepsize: StepSize, iter_num: Tensor, like: Tensor) -> Tensor:
 
 
 def searched_step(
-    objective: Objective,
-    y: Tensor,
-    at: Evaluation,
-    step: Callable[[Tensor], Tensor],
+    attempt: Callable[[Tensor], Trial],
+    bound: Callable[[Trial], Tensor],
+    value: Tensor,
     first: Tensor,
     live: Tensor,
     *,
     decrease: float,
     maxls: int,
 ) -> SearchedStep:
-    """Shrink a step until the quadratic bound of the function holds where it leads.
+    """Shrink a step until the function where it leads is at most `bound`, a constant.
 
-    ``f(x) <= f(y) + g^T (x - y) + |x - y|^2 / (2 stepsize)``, for ``x = step(stepsize)``.
+    Args:
+        attempt: Evaluates the function where a step size leads.
+        bound: What the value there must not exceed, for derivatives a constant.
+        value: At the start, whose rounding errors are allowed for.
+        first: The step size to try first.
+        live: Which examples to search for.
+        decrease: By what a step shrinks.
+        maxls: At most so many evaluations.
     """
-    eps = torch.finfo(y.dtype).eps
-    size, going = first.detach(), live
-    found = Trial(size, step(size))
-    trial = found
-    evaluations = torch.zeros_like(live, dtype=torch.int64)
-    for count in range(maxls):
-        value = objective.value(trial.x)[0].detach()
-        evaluations = evaluations + going
-        move = (trial.x - y).detach()
-        bound = torch.dot(at.grad.detach(), move) + torch.dot(move, move) / (2 * trial.stepsize)
-        slack = 10 * eps * at.value.detach().abs()
-        found = chosen(going, trial, found)
-        going = going & ~(value <= at.value.detach() + bound + slack)
-        if count == maxls - 1 or not any_true(going):
+    slack = 10 * torch.finfo(value.dtype).eps * value.detach().abs()
+    found = attempt(first.detach())
+    evaluations = live.to(torch.int64)
+    going = live & ~(found.value <= bound(found) + slack)
+    for _ in range(maxls - 1):
+        if not any_true(going):
             break
-        size = decrease * trial.stepsize
-        trial = Trial(size, step(size))
+        trial = attempt(decrease * found.stepsize.detach())
+        evaluations = evaluations + going
+        found = chosen(going, trial, found)
+        going = going & ~(found.value <= bound(found) + slack)
     return SearchedStep(found, going, evaluations)
+
+
+def quadratic_bound(y: Tensor, value: Tensor, grad: Tensor, trial: Trial) -> Tensor:
+    """Return ``f(y) + g^T (x - y) + |x - y|^2 / (2 stepsize)``."""
+    move = (trial.x - y).detach()
+    square = torch.dot(move, move) / (2 * trial.stepsize.detach())
+    return value.detach() + torch.dot(grad.detach(), move) + square
