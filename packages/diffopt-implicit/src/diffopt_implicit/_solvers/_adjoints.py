@@ -100,8 +100,8 @@ class Unroll:
     """Derivatives of the iterations, all of them recorded by autograd.
 
     They flow to the arguments, to where the search began, and to what the solver closes over.
-    Memory grows with the iterations. Whether an example stops, and the choices between branches,
-    are constants for derivatives, and so are the step lengths of line searches.
+    Memory grows with the iterations. They are those of what was computed, the lengths of searched
+    steps included; when to stop, and each choice between branches, is a constant.
 
     Example:
         >>> import torch

@@ -112,18 +112,24 @@ class Descent(Solver):
         x = space.vector(params, "`params`")
         live = running(state)
         direction = self.direction(state.memory, state.grad)
-        slope = torch.dot(direction, state.grad).detach()
+        slope = torch.dot(direction, state.grad)
         # Rounding, or a function that is not smooth, may spoil a direction.
-        direction = chosen(slope < 0, direction, -state.grad)
-        slope = torch.where(slope < 0, slope, -state.error.square())
+        downhill = slope < -1e-10 * length(direction) * state.error
+        direction = chosen(downhill, direction, -state.grad)
+        slope = chosen(downhill, slope, -torch.dot(state.grad, state.grad))
+        steepest = (direction == -state.grad).all()
         start = Point(torch.zeros_like(slope), state.value, slope, x, state.grad, state.aux)
         line = Line(Objective(self.fun, self.has_aux, space, args, kwargs), x, direction)
-        first = self.first_step(state, direction)
-        point, failed, calls = searched(self.linesearch, line, start, first, live)
+        unit = torch.where(steepest, short_step(direction), 1.0)
+        first = self.first_step(state.memory, slope, unit)
+        point, lost, calls = searched(self.linesearch, line, start, first, live)
+        move = Move(point.x - x, point.grad - state.grad, point.grad, direction, state.grad)
+        memory = chosen(live & ~lost, self.remembered(state.memory, move), state.memory)
+        # What was learned may be wrong: forget it, and give up where the gradient fails too.
+        memory = chosen(lost & ~steepest, self.first_memory(x), memory)
+        failed = lost & steepest
         error = length(point.grad)
         status = ended(state.status, failed, SolverStatus.LINE_SEARCH_FAILED)
-        move = Move(point.x - x, point.grad - state.grad, point.grad, direction, state.grad)
-        memory = chosen(live & ~failed, self.remembered(state.memory, move), state.memory)
         after = DescentState(
             state.iter_num + live,
             error,
@@ -138,10 +144,9 @@ class Descent(Solver):
         )
         return OptStep(space.tree(point.x), after)
 
-    def first_step(self, state: DescentState, direction: Tensor) -> Tensor:
-        """Return the step to try first: 1, but no longer than 1 before anything is known."""
-        unit = torch.ones_like(state.error)
-        return torch.where(state.iter_num > 0, unit, (1 / length(direction)).clamp(max=1))
+    def first_step(self, memory: Any, slope: Tensor, unit: Tensor) -> Tensor:
+        """Return the step to try first: `unit`, which is 1 but for the gradient's direction."""
+        return unit
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return the gradient of `fun`."""
@@ -151,3 +156,8 @@ class Descent(Solver):
 def length(vector: Tensor) -> Tensor:
     """Return the Euclidean norm, to compare with."""
     return torch.linalg.vector_norm(vector.detach())
+
+
+def short_step(direction: Tensor) -> Tensor:
+    """Return the step of length 1 in a direction of unknown scale, or 1 where that is shorter."""
+    return torch.dot(direction, direction).clamp(min=1).rsqrt()

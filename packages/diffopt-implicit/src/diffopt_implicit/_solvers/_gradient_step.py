@@ -25,7 +25,7 @@ class StepState(NamedTuple):
         stepsize: The last; 0 before the first.
         num_fun_eval: Int64, calls of the function.
         num_grad_eval: Int64, how many of them were differentiated.
-        aux: What the function returned beside its value; None before the first update.
+        aux: What the function returned beside its value; () before the first update.
         memory: What the method keeps beside.
     """
 
@@ -40,13 +40,13 @@ class StepState(NamedTuple):
     memory: Any
 
 
-def first_state(init_params: Tree, memory: Any = None) -> StepState:
+def first_state(init_params: Tree, memory: Any = ()) -> StepState:
     """Return the state before the first update: nothing is evaluated, the error infinite."""
     x = Coordinates.of(init_params, "`init_params`").vector(init_params, "`init_params`")
     zero = torch.zeros_like(x.detach().sum())
     count, far = zero.to(torch.int64), zero + torch.inf
     status = count + SolverStatus.RUNNING
-    return StepState(count, far, status, far, zero, count, count, None, memory)
+    return StepState(count, far, status, far, zero, count, count, (), memory)
 
 
 class Step(NamedTuple):
@@ -64,7 +64,7 @@ class Step(NamedTuple):
     x: Tensor
     stepsize: Tensor
     error: Tensor
-    memory: Any = None
+    memory: Any = ()
     failed: Tensor | None = None
     trials: Tensor | int = 0
 
@@ -87,7 +87,7 @@ def taken(
         chosen(live, step.stepsize, state.stepsize),
         state.num_fun_eval + live + step.trials,
         state.num_grad_eval + live,
-        at.aux if state.aux is None else chosen(live, at.aux, state.aux),
+        at.aux if state.aux == () else chosen(live, at.aux, state.aux),
         chosen(moves, step.memory, state.memory),
     )
     return chosen(moves, step.x, x), after

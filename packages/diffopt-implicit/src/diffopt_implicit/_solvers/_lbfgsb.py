@@ -14,7 +14,7 @@ from torch import Tensor
 from diffopt_implicit import projections
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree, check_positive
-from diffopt_implicit._solvers._descent import DescentState, length
+from diffopt_implicit._solvers._descent import DescentState, length, short_step
 from diffopt_implicit._solvers._line_search import chosen
 from diffopt_implicit._solvers._objective import Evaluation, Objective, gradient
 from diffopt_implicit._solvers._quasi_newton import inverse_product, normalized_pair
@@ -125,7 +125,7 @@ class LBFGSB(Solver):
             return Trial(size, there, at.value.detach(), at)
 
         here = Evaluation(state.value, state.grad, state.aux)
-        first = torch.where(state.iter_num > 0, 1.0, (1 / length(direction)).clamp(max=1))
+        first = torch.where(state.iter_num > 0, 1.0, short_step(direction))
         trial, failed, calls = searched_step(
             attempt,
             partial(projected_bound, x, here),

@@ -42,11 +42,10 @@ class Line(NamedTuple):
     direction: Tensor
 
     def at(self, step: Tensor) -> Point:
-        """Evaluate the function at a step, which is a constant for derivatives."""
-        step = step.detach()
+        """Evaluate the function at a step."""
         x = self.x + step * self.direction
         value, grad, aux = self.objective.at(x)
-        return Point(step, value, torch.dot(grad, self.direction).detach(), x, grad, aux)
+        return Point(step, value, torch.dot(grad, self.direction), x, grad, aux)
 
 
 class Bracket(NamedTuple):
@@ -106,7 +105,7 @@ class Found(NamedTuple):
 
 def searched(rule: LineSearch, line: Line, start: Point, step: Tensor, live: Tensor) -> Found:
     """Search a step, for the examples that are `live`."""
-    bracket = Bracket(step.detach(), start, start, torch.zeros_like(live), torch.zeros_like(step))
+    bracket = Bracket(step, start, start, torch.zeros_like(live), torch.zeros_like(step))
     found, going = start, live
     evaluations = torch.zeros_like(live, dtype=torch.int64)
     for _ in range(rule.maxiter):
@@ -119,7 +118,8 @@ def searched(rule: LineSearch, line: Line, start: Point, step: Tensor, live: Ten
         found = chosen(accepted, point, found)
         bracket = narrowed_where(going, rule, start, bracket, point)
     found = chosen(going, bracket.low, found)
-    return Found(found, live & ~(found.step > 0), evaluations)
+    # A step may be so short that nothing moves, and then nothing seems to be worse.
+    return Found(found, live & (found.x == start.x).all(), evaluations)
 
 
 def narrowed_where(
@@ -149,10 +149,9 @@ def decreases(start: Point, point: Point, c1: float) -> Tensor:
     armijo = point.value <= start.value + c1 * point.step * start.slope
     # Near a minimum differences of values are rounding errors, and slopes tell: the approximate
     # Wolfe condition, Hager & Zhang, SIAM J. Optim. 16, 2005, eq. 4.1.
-    flat = (point.value <= start.value + rounding(start)) & (
-        point.slope <= (2 * c1 - 1) * start.slope
-    )
-    return (armijo | flat) & point.slope.isfinite()
+    level = point.value <= start.value + rounding(start)
+    flatter = (point.slope <= (2 * c1 - 1) * start.slope) & (point.slope >= 0.9 * start.slope)
+    return (armijo | (level & flatter)) & point.slope.isfinite()
 
 
 def rounding(start: Point) -> Tensor:

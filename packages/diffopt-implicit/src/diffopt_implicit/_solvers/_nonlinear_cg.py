@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from diffopt_implicit._solvers._descent import Descent, DescentState, Move, length
+from diffopt_implicit._solvers._descent import Descent, Move
 from diffopt_implicit._solvers._line_search import LineSearch
 from diffopt_implicit._solvers._zoom import ZoomLineSearch
 
@@ -45,7 +45,7 @@ class NonlinearCG(Descent):
 
     Attributes:
         fun: As of `LBFGS`.
-        linesearch: As of `LBFGS`; the default is exacter than there, with ``c2=0.1``.
+        linesearch: As of `LBFGS`, by the Wolfe conditions; the default is exacter, ``c2=0.1``.
         has_aux: As of `LBFGS`.
         method: Which ``beta``.
         tol: As of `LBFGS`.
@@ -81,15 +81,13 @@ class NonlinearCG(Descent):
     def remembered(self, memory: ConjugateMemory, move: Move) -> ConjugateMemory:
         """Return the direction, and ``beta``."""
         share = SHARES[self.method](move)
-        decrease = torch.dot(move.step, move.previous).detach()
+        decrease = torch.dot(move.step, move.previous)
         return ConjugateMemory(share, move.direction, decrease)
 
-    def first_step(self, state: DescentState, direction: Tensor) -> Tensor:
+    def first_step(self, memory: ConjugateMemory, slope: Tensor, unit: Tensor) -> Tensor:
         """Return the step that would decrease the function as much as the last one did."""
-        slope = torch.dot(direction, state.grad).detach()
-        alike = state.memory.decrease / slope
-        unknown = (1 / length(direction)).clamp(max=1)
-        return torch.where((alike > 0) & alike.isfinite(), alike, unknown)
+        known = memory.decrease < 0
+        return torch.where(known, torch.where(known, memory.decrease, 1.0) / slope, unit)
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
     Attributes:
         value: Scalar.
         grad: Like the vector.
-        aux: What the function returns beside its value, None where that is nothing.
+        aux: What the function returns beside its value, () where that is nothing.
     """
 
     value: Tensor
@@ -81,7 +81,7 @@ def gradient(
 def split_aux(found: Any, has_aux: bool) -> tuple[Any, Any]:
     """Split what an objective returned into value and aux."""
     if not has_aux:
-        return found, None
+        return found, ()  # not None, which `torch.func.vmap` refuses as a result
     if not isinstance(found, tuple) or len(found) != 2:
         raise ValueError(
             f"With `has_aux` the function must return `(value, aux)`, got {type(found).__name__}."

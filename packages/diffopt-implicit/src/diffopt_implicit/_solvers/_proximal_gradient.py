@@ -117,7 +117,7 @@ class GradientSolver(Solver):
             size = given_step(self.stepsize, state.iter_num, state.error)
             return SearchedStep(attempt(size), torch.zeros_like(live), 0 * state.iter_num)
         bound = partial(quadratic_bound, y, at.value, at.grad)
-        first = torch.where(state.stepsize > 0, 2 * state.stepsize, 1.0)
+        first = torch.where(state.stepsize > 0, 2 * state.stepsize.detach(), 1.0)
         return searched_step(attempt, bound, at.value, first, live, decrease=0.5, maxls=self.maxls)
 
     def _extrapolated(self, x: Tensor, y: Tensor, new: Tensor, before: Momentum) -> Momentum:

@@ -81,13 +81,13 @@ def searched_step(
         maxls: At most so many evaluations.
     """
     slack = 10 * torch.finfo(value.dtype).eps * value.detach().abs()
-    found = attempt(first.detach())
+    found = attempt(first)
     evaluations = live.to(torch.int64)
     going = live & ~(found.value <= bound(found) + slack)
     for _ in range(maxls - 1):
         if not any_true(going):
             break
-        trial = attempt(decrease * found.stepsize.detach())
+        trial = attempt(decrease * found.stepsize)
         evaluations = evaluations + going
         found = chosen(going, trial, found)
         going = going & ~(found.value <= bound(found) + slack)

@@ -77,8 +77,15 @@ class ZoomLineSearch:
 def cubic_minimum(low: Point, high: Point) -> Tensor:
     """Return where the cubic through both ends is least, not too near to an end."""
     width = high.step - low.step
-    # Under `vmap` the width of a bracket that is not used may be zero.
-    d1 = low.slope + high.slope - 3 * (high.value - low.value) / width
-    d2 = width.sign() * (d1 * d1 - low.slope * high.slope).sqrt()
-    share = 1 - (high.slope + d2 - d1) / (high.slope - low.slope + 2 * d2)
-    return low.step + width * torch.where(share.isfinite(), share.clamp(0.1, 0.9), 0.5)
+    # Guarded twice, so that no derivative of what is not used is NaN.
+    used = (width != 0) & high.value.isfinite() & high.slope.isfinite()
+    span = torch.where(used, width, 1.0)
+    right, rise = (torch.where(used, t, 0.0) for t in (high.slope, high.value - low.value))
+    d1 = low.slope + right - 3 * rise / span
+    square = d1 * d1 - low.slope * right
+    used = used & (square > 0)
+    d2 = span.sign() * torch.where(used, square, 1.0).sqrt()
+    bottom = right - low.slope + 2 * d2
+    used = used & (bottom != 0)
+    share = 1 - (right + d2 - d1) / torch.where(used, bottom, 1.0)
+    return low.step + width * torch.where(used, share.clamp(0.1, 0.9), 0.5)
