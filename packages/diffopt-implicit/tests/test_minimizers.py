@@ -74,7 +74,7 @@ def test_every_solver_finds_the_bottom_of_a_bowl_and_its_derivative(name):
     assert_close(slopes, A.sum().cos().expand(1, 2) / 2, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["LBFGS", "ProximalGradient", "LBFGSB", "MirrorDescent"])
+@pytest.mark.parametrize("name", ["LBFGS", "ProximalGradient", "LBFGSB"])
 def test_solutions_have_derivatives_of_both_orders(name):
     def flat(a):
         x = solved(name, a, tol=1e-13).params

@@ -20,13 +20,15 @@ from diffopt_implicit._solvers._line_search import (
 
 @dataclass(frozen=True)
 class HagerZhangLineSearch:
-    """Find a step that satisfies the Wolfe conditions, exact or approximate, by secants.
+    """Find a step that satisfies the Wolfe conditions, by secants of the slope.
+
+    With the value ``f(t)`` along the direction and its slope ``f'(t)``::
+
+        f(t) <= f(0) + c1 t f'(0)   and   f'(t) >= c2 f'(0)
 
     The bracket is cut by a secant of the slope, a second one, and in the middle where these did
-    not cut it by a third. The approximate conditions hold values against rounding of the first
-    only, and so go on where decrease cannot be seen any more::
-
-        (2 c1 - 1) f'(0) >= f'(t) >= c2 f'(0),   f(t) <= f(0) + eps |f(0)|
+    not cut it by a third. Where differences of values are within rounding,
+    ``f'(t) <= (2 c1 - 1) f'(0)`` stands for the first condition.
 
     Attributes:
         c1: Share of the decrease that the slope promises, in (0, 1/2).
@@ -58,7 +60,7 @@ class HagerZhangLineSearch:
             raise ValueError(f"`expansion` must be above 1, got {self.expansion}.")
 
     def accepts(self, start: Point, point: Point) -> Tensor:
-        """Tell whether the Wolfe conditions hold, or the approximate ones."""
+        """Tell whether both conditions hold."""
         return decreases(start, point, self.c1) & (point.slope >= self.c2 * start.slope)
 
     def narrowed(self, start: Point, bracket: Bracket, point: Point) -> Bracket:
@@ -76,7 +78,7 @@ class HagerZhangLineSearch:
         second = secant(replaced, point)
         inside = (second > low.step) & (second < high.step) & bracket.closed
         begun = bracket.width > 0
-        slow = width > 0.66 * bracket.width.abs()
+        slow = (bracket.width != 0) & (width > 0.66 * bracket.width.abs())
         middle = (low.step + high.step) / 2
         first = secant(low, high)
         first = torch.where((first > low.step) & (first < high.step), first, middle)

@@ -118,8 +118,7 @@ def searched(rule: LineSearch, line: Line, start: Point, step: Tensor, live: Ten
         found = chosen(accepted, point, found)
         bracket = narrowed_where(going, rule, start, bracket, point)
     found = chosen(going, bracket.low, found)
-    # A step may be so short that nothing moves, and then nothing seems to be worse.
-    return Found(found, live & (found.x == start.x).all(), evaluations)
+    return Found(found, live & ~(found.step > 0), evaluations)
 
 
 def narrowed_where(
@@ -146,10 +145,13 @@ def chosen(condition: Tensor, one: Chosen, other: Chosen) -> Chosen:
 
 def decreases(start: Point, point: Point, c1: float) -> Tensor:
     """Tell where the value falls enough, as far as its rounding errors let us see."""
-    armijo = point.value <= start.value + c1 * point.step * start.slope
+    # Strictly, too: the bound of a tiny step is, rounded, no bound.
+    armijo = (point.value <= start.value + c1 * point.step * start.slope) & (
+        point.value < start.value
+    )
     # Near a minimum differences of values are rounding errors, and slopes tell: the approximate
     # Wolfe condition, Hager & Zhang, SIAM J. Optim. 16, 2005, eq. 4.1.
-    level = point.value <= start.value + rounding(start)
+    level = (point.value - start.value).abs() <= rounding(start)
     flatter = (point.slope <= (2 * c1 - 1) * start.slope) & (point.slope >= 0.9 * start.slope)
     return (armijo | (level & flatter)) & point.slope.isfinite()
 
