@@ -25,6 +25,7 @@ from diffopt_implicit._solvers._step_size import (
     StepSize,
     Trial,
     check_step_size,
+    first_sizes,
     given_step,
     quadratic_bound,
     searched_step,
@@ -138,8 +139,8 @@ class BlockCoordinateDescent(Solver):
             trial = attempt(given_step(self.stepsize, state.iter_num, state.error))
             none = torch.zeros_like(live)
             return at, trial.stepsize, space.tree(trial.x), none, 0 * state.iter_num
-        first = torch.where(state.memory[i] > 0, 2 * state.memory[i], 1.0)
-        bound = partial(quadratic_bound, x, at.value, at.grad)
+        first, largest = first_sizes(state.memory[i])
+        bound = partial(quadratic_bound, x, at.value, at.grad, largest)
         trial, failed, trials = searched_step(
             attempt, bound, at.value, first, live, decrease=0.5, maxls=self.maxls
         )

@@ -125,7 +125,7 @@ class TorchTransform:
         return tree_unflatten(spec, moves), Opaque(optimizer.state_dict())
 
     def _made(self, params: Tree) -> torch.optim.Optimizer:
-        copies = [leaf.detach().clone().requires_grad_() for leaf in tree_leaves(params)]
+        copies = [leaf.detach().clone() for leaf in tree_leaves(params)]
         optimizer = self.factory(copies)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(

@@ -25,6 +25,7 @@ from diffopt_implicit._solvers._step_size import (
     StepSize,
     Trial,
     check_step_size,
+    first_sizes,
     given_step,
     quadratic_bound,
     searched_step,
@@ -116,8 +117,8 @@ class GradientSolver(Solver):
         if self.stepsize is not None:
             size = given_step(self.stepsize, state.iter_num, state.error)
             return SearchedStep(attempt(size), torch.zeros_like(live), 0 * state.iter_num)
-        bound = partial(quadratic_bound, y, at.value, at.grad)
-        first = torch.where(state.stepsize > 0, 2 * state.stepsize.detach(), 1.0)
+        first, largest = first_sizes(state.stepsize)
+        bound = partial(quadratic_bound, y, at.value, at.grad, largest)
         return searched_step(attempt, bound, at.value, first, live, decrease=0.5, maxls=self.maxls)
 
     def _extrapolated(self, x: Tensor, y: Tensor, new: Tensor, before: Momentum) -> Momentum:

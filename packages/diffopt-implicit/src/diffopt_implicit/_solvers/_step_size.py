@@ -59,6 +59,12 @@ def given_step(stepsize: StepSize, iter_num: Tensor, like: Tensor) -> Tensor:
     return torch.full_like(like, size)
 
 
+def first_sizes(last: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the step size to try first, and the largest that is known to do; 0 says nothing."""
+    known = torch.where(last > 0, last, 0.5).detach()
+    return 2 * known, known
+
+
 def searched_step(
     attempt: Callable[[Tensor], Trial],
     bound: Callable[[Trial], Tensor],
@@ -80,7 +86,7 @@ def searched_step(
         decrease: By what a step shrinks.
         maxls: At most so many evaluations.
     """
-    slack = 10 * torch.finfo(value.dtype).eps * value.detach().abs()
+    slack = rounding(value)
     found = attempt(first)
     evaluations = live.to(torch.int64)
     going = live & ~(found.value <= bound(found) + slack)
@@ -94,8 +100,20 @@ def searched_step(
     return SearchedStep(found, going, evaluations)
 
 
-def quadratic_bound(y: Tensor, value: Tensor, grad: Tensor, trial: Trial) -> Tensor:
-    """Return ``f(y) + g^T (x - y) + |x - y|^2 / (2 stepsize)``."""
-    move = (trial.x - y).detach()
-    square = torch.dot(move, move) / (2 * trial.stepsize.detach())
-    return value.detach() + torch.dot(grad.detach(), move) + square
+def rounding(value: Tensor) -> Tensor:
+    """Return the size of differences of values that mean nothing."""
+    return 10 * torch.finfo(value.dtype).eps * value.detach().abs()
+
+
+def quadratic_bound(
+    y: Tensor, value: Tensor, grad: Tensor, largest: Tensor, trial: Trial
+) -> Tensor:
+    """Return ``f(y) + g^T (x - y) + |x - y|^2 / (2 stepsize)``.
+
+    Where that cannot be told from ``f(y)``, it says nothing of a step size above `largest`.
+    """
+    move, size = (trial.x - y).detach(), trial.stepsize.detach()
+    square = torch.dot(move, move) / (2 * size)
+    hidden = (square <= 10 * rounding(value)) & (size > largest)
+    bound = value.detach() + torch.dot(grad.detach(), move) + square
+    return torch.where(hidden, -torch.inf, bound)
