@@ -48,6 +48,11 @@ def is_wrapped(tensor: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def is_transforming() -> bool:
+    """Tell whether this call is within any transform of `torch.func`."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Tell whether a transform around this call differentiates `tensor`."""
     return (is_wrapped(tensor) and is_tracked(tensor)) or has_tangent(tensor)

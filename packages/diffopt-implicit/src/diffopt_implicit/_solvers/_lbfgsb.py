@@ -174,7 +174,11 @@ class LBFGSB(Solver):
         known = curvature > eps * sizes
         scale = torch.where(known, torch.where(known, curvature, 1.0).rsqrt(), 0.0)
         pairs = torch.stack([steps, changes]) * scale[:, None]
-        newton = torch.where(free, -inverse_product(pairs, own), -state.grad)
+        # What is held now may have been all that the last pairs moved.
+        order = torch.arange(1, self.history_size + 1, device=x.device)
+        newest = torch.where(known, order, 0).argmax(0, keepdim=True)
+        square = pairs[1].square().sum(-1).gather(0, newest)[0]
+        newton = torch.where(free, -inverse_product(pairs, own, square), -state.grad)
         downhill = (torch.dot(newton, own) < 0) | ~(length(own) > 0)
         return chosen(downhill, newton, -state.grad)
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffopt_implicit._arguments import without_graph
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._solvers._form import Form
-from diffopt_implicit._torch import Tensors
+from diffopt_implicit._torch import Tensors, is_transforming
 
 
 class Evaluation(NamedTuple):
@@ -55,6 +56,8 @@ class Objective:
 
     def at(self, x: Tensor) -> Evaluation:
         """Return value, gradient and aux, of one call."""
+        if not torch.is_grad_enabled() and not is_transforming():
+            return self._plainly_at(x)
         forms = []  # of aux, of which a function transform takes tensors alone
 
         def on_tensors(x: Tensor) -> tuple[Tensor, Tensors]:
@@ -65,6 +68,16 @@ class Objective:
 
         grad, (value, tensors) = torch.func.grad_and_value(on_tensors, has_aux=True)(x)
         return Evaluation(value, grad, forms[0].tree(tensors))
+
+    def _plainly_at(self, x: Tensor) -> Evaluation:
+        # Where nothing differentiates the gradient, autograd takes it in a third of the time.
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            value, aux = self.value(leaf)
+            if not value.requires_grad:
+                return Evaluation(value, torch.zeros_like(x), without_graph(aux))
+            (grad,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
+        return Evaluation(value.detach(), grad, without_graph(aux))
 
 
 def gradient(

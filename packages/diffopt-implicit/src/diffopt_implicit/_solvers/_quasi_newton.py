@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffopt_implicit._linear_system import check_positive
 from diffopt_implicit._solvers._descent import Descent, Move, length
+from diffopt_implicit._solvers._line_search import chosen
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class LBFGS(Descent):
     def remembered(self, memory: Tensor, move: Move) -> Tensor:
         """Put the last pair in the place of the oldest, if it has curvature."""
         pair, curved = normalized_pair(move.step, move.change)
-        return torch.where(curved, torch.cat([memory[:, 1:], pair[:, None]], dim=1), memory)
+        return chosen(curved, torch.cat([memory[:, 1:], pair[:, None]], dim=1), memory)
 
 
 def normalized_pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,33 +72,28 @@ def normalized_pair(step: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
     return scale * torch.stack([step, change]), curved
 
 
-def inverse_product(pairs: Tensor, vector: Tensor) -> Tensor:
-    """Multiply with the inverse Hessian of normalized pairs, oldest first; zeros say nothing."""
-    steps, changes = pairs
-    memory = steps.shape[0]
-    products = pairs.flatten(0, 1) @ torch.cat([changes, vector[None]]).T
-    steps_changes, changes_changes = products[:memory, :memory], products[memory:, :memory]
-    along, across = products[:memory, memory], products[memory:, memory]
-    squares = changes_changes.diagonal()
-    order = torch.arange(1, memory + 1, device=vector.device)
-    newest = squares.gather(0, torch.where(squares > 0, order, 0).argmax(0, keepdim=True))[0]
-    gamma = torch.where(newest > 0, newest, 1.0).reciprocal()
+def inverse_product(pairs: Tensor, vector: Tensor, square: Tensor | None = None) -> Tensor:
+    """Multiply with the inverse Hessian of normalized pairs, oldest first.
+
+    Args:
+        pairs: Steps and changes, (2, memory, elements); zeros say nothing.
+        vector: What to multiply.
+        square: ``y^T y`` of the newest pair, if that is not the last.
+    """
+    changes, rows = pairs[1], pairs.flatten(0, 1)
+    memory = changes.shape[0]
+    products = rows @ torch.cat([changes, vector[None]]).T
+    upper, changes_changes = products[:memory, :memory], products[memory:, :memory]
+    along, across = products[:memory, memory:], products[memory:, memory:]
+    square = changes_changes[-1, -1] if square is None else square
+    gamma = torch.where(square > 0, square, 1.0).reciprocal()
     # H = gamma I + [S gamma Y] [[R^-T (I + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S gamma Y]^T,
     # with the upper triangle R of S^T Y, whose diagonal is 1.
-    once = solve_upper(steps_changes, along)
-    twice = once + gamma * (changes_changes @ once - across)
-    twice = solve_upper(steps_changes, twice, transposed=True)
-    return gamma * vector + torch.cat([twice, -gamma * once]) @ pairs.flatten(0, 1)
-
-
-def solve_upper(matrix: Tensor, vector: Tensor, transposed: bool = False) -> Tensor:
-    """Solve with the upper triangle of a matrix, whose diagonal counts as 1, or its transpose."""
-    upper = matrix.triu(1)
-    triangle = upper.mT if transposed else upper
-    columns = torch.linalg.solve_triangular(
-        triangle, vector[:, None], upper=not transposed, unitriangular=True
-    )
-    return columns[:, 0]
+    solve = partial(torch.linalg.solve_triangular, unitriangular=True)
+    once = solve(upper, along, upper=True)
+    twice = solve(upper.mT, once + gamma * (changes_changes @ once - across), upper=False)
+    shares = torch.cat([twice, -gamma * once])[:, 0]
+    return gamma * vector + shares @ rows
 
 
 @dataclass(frozen=True)
