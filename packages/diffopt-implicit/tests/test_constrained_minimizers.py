@@ -13,6 +13,8 @@ from diffopt_implicit import (
     MirrorMap,
     ProjectedGradient,
     ProximalGradient,
+    SolverError,
+    SolverStatus,
     kl_simplex,
     projections,
     proximal,
@@ -210,6 +212,16 @@ def test_bounds_may_be_trees_and_infinite():
         LBFGSB(fun).run(start, 1.0, tensor(3.0, 4.0))
 
 
+def test_bounds_that_cross_have_no_solution():
+    solver = LBFGSB(lambda x: x.square().sum(), on_failure="raise")
+    with pytest.raises(SolverError, match=r"\(INFEASIBLE\)\. No point satisfies the constraints"):
+        solver.run(torch.ones(2), (1.0, 0.0))
+    lower = tensor(0.5, 2.0)
+    quiet = LBFGSB(lambda x: x.square().sum(), on_failure="ignore")
+    state = vmap(lambda low: quiet.run(torch.ones(2).double(), (low, 1.0)).state)(lower)
+    assert state.status.tolist() == [SolverStatus.CONVERGED, SolverStatus.INFEASIBLE]
+
+
 def test_starts_out_of_bounds_are_projected():
     calls = []
 
@@ -323,6 +335,15 @@ def test_fista_is_its_formula_until_it_restarts():
         x, y, t = new, new + (t - 1) / after * (new - x), after
         params, state = solver.update(params, state, 60.0, X, Y)
         assert_close(params, x)
+
+
+@pytest.mark.parametrize("steepness", [0.7, 5.0, 90.0])
+def test_searched_steps_are_the_longest_of_their_grid_that_the_curvature_allows(steepness):
+    solver = GradientDescent(lambda x: 0.5 * steepness * x.square(), tol=0.0)
+    _, state = solver.update(ONE, solver.init_state(ONE))
+    allowed = [2.0**-k for k in range(20) if 2.0**-k <= 1 / steepness]
+    assert state.stepsize == allowed[0]
+    assert state.num_fun_eval == 3 - torch.tensor(allowed[0]).log2() - 1
 
 
 def test_schedules_give_the_step_of_each_iteration():

@@ -54,7 +54,8 @@ class LBFGSB(Solver):
 
     Called as ``run(init_params, bounds, *args, **kwargs)``, with ``bounds = (lower, upper)``, each
     a number or a tree that is a prefix of the parameters; either may be infinite, and both may
-    require grad. The solution has derivatives also where bounds are active.
+    require grad. The solution has derivatives also where bounds are active. Where a lower bound is
+    above its upper one the status is ``INFEASIBLE``.
 
     Attributes:
         fun: ``(params, *args, **kwargs) ->`` a scalar to minimize, smooth.
@@ -99,7 +100,9 @@ class LBFGSB(Solver):
         value, grad, aux = Objective(self.fun, self.has_aux, space, args, kwargs).at(x)
         error = box.distance(x, grad) + 0 * value.detach()
         none = torch.zeros_like(error, dtype=torch.int64)
-        status = judged(none + SolverStatus.RUNNING, error, self.tol)
+        crossed = (box.lower > box.upper).any()
+        status = ended(none + SolverStatus.RUNNING, crossed, SolverStatus.INFEASIBLE)
+        status = judged(status, error, self.tol)
         memory = x.detach().new_zeros(2, self.history_size, space.size)
         zero, calls = torch.zeros_like(error), none + 1
         return DescentState(none, error, status, value, zero, calls, calls, aux, grad, memory)

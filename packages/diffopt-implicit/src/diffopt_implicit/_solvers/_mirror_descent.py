@@ -11,7 +11,6 @@ import torch
 from pytree_core import tree_map
 from torch import Tensor
 
-from diffopt_implicit import projections
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree, check_positive
 from diffopt_implicit._solvers._descent import length
@@ -29,8 +28,6 @@ class MirrorMap:
     Attributes:
         to_dual: ``params ->`` a tree alike, the gradient of the function.
         from_dual: Its inverse, composed with the Bregman projection on the feasible set.
-        projection: The Euclidean projection on that set, by which the solution is differentiated
-            where constraints are active; None: by the mirror step, which is right inside the set.
 
     Example:
         >>> import torch
@@ -41,7 +38,6 @@ class MirrorMap:
 
     to_dual: Callable[[Tree], Tree]
     from_dual: Callable[[Tree], Tree]
-    projection: Callable[[Tree], Tree] | None = None
 
 
 def kl_simplex(value: float = 1.0) -> MirrorMap:
@@ -63,12 +59,8 @@ def kl_simplex(value: float = 1.0) -> MirrorMap:
         optimization*, Oper. Res. Letters 31, 2003, section 5.
     """
     check_positive("value", value)
-    project = partial(projections.simplex, value=value)
-    return MirrorMap(
-        partial(tree_map, logarithm),
-        partial(tree_map, partial(scaled_softmax, value)),
-        partial(tree_map, project),
-    )
+    back = partial(tree_map, partial(scaled_softmax, value))
+    return MirrorMap(partial(tree_map, logarithm), back)
 
 
 def logarithm(leaf: Tensor) -> Tensor:
@@ -132,12 +124,9 @@ class MirrorDescent(Solver):
         return OptStep(space.tree(moved), after)
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
-        """Return ``params - projection(params - gradient)``, or by a mirror step without one."""
+        """Return ``params`` less a mirror step of size 1 from there."""
         grad = gradient(self.fun, self.has_aux, params, args, kwargs)
-        if self.mirror.projection is None:
-            image = self._mirrored(params, grad)
-        else:
-            image = self.mirror.projection(tree_map(lambda x, g: x - g, params, grad))
+        image = self._mirrored(params, grad)
         return tree_map(lambda x, z: x - z, params, image)
 
     def _mirrored(self, params: Tree, move: Tree) -> Tree:
