@@ -366,6 +366,9 @@ def test_unrolled_steps_are_differentiated_as_a_loop_of_them(steps):
     )
     engine.run(1)
 
+    record = engine.state_dict()["problems"]["w"]["record"]
+    assert len(record["steps"]) == (steps or count)  # no more is kept than is used
+
     def loop(lam):
         w, trace = start, torch.zeros_like(start)
         for i in range(count):

@@ -209,6 +209,28 @@ def test_running_statistics_move_in_a_problem_s_own_steps_alone():
     assert net[1].num_batches_tracked == 4
 
 
+class Counting(nn.Linear):
+    """A layer that counts its calls."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return super().forward(x)
+
+
+def test_buffers_are_changed_by_steps_and_by_nothing_else():
+    net, x = Counting(), torch.ones(3, 2)
+    engine = pair(
+        low={"params": net, "loss": lambda at, _: half(at.low(x) - at.high)},
+        high={"loss": lambda at, _: half(at.low(x) - 1), "lower": {"low": FixedPoint(2, 0.1)}},
+    )
+    engine.run(3)
+    assert net.calls == 3
+
+
 def test_dropout_is_the_same_in_every_product_of_an_adjoint():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 1)).double()
@@ -315,13 +337,19 @@ def test_bfloat16_is_used_in_the_steps_alone():
 
 def test_unrolled_steps_are_taken_again_in_their_own_precision():
     torch.manual_seed(0)
-    net, x = nn.Linear(4, 2), torch.randn(8, 4)
+    net, x, seen = nn.Linear(4, 2), torch.randn(8, 4), []
+
+    def loss(at, _):
+        out = at.net(x)
+        seen.append(out.dtype)
+        return (out.float() - at.high).square().mean()
+
     engine = Engine(
         [
             Problem(
                 "net",
                 net,
-                lambda at, _: (at.net(x).float() - at.high).square().mean(),
+                loss,
                 Descent(0.3),
                 upper=["high"],
                 autocast=torch.bfloat16,
@@ -337,6 +365,7 @@ def test_unrolled_steps_are_taken_again_in_their_own_precision():
         ]
     )
     engine.run(2)
+    assert seen == [torch.bfloat16] * 12  # three steps, and the same again, twice
     assert engine.params("high").min() > 0
 
 

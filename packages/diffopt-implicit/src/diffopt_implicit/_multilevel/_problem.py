@@ -25,10 +25,10 @@ class Problem:
     """One level of a multilevel program: parameters that minimize a loss.
 
     The loss is called as ``loss(at, batch)``. ``at.NAME`` are the parameters of the problem
-    itself and of each problem that it names: a tree of tensors, or a module to be called. There
-    are two ways to name another problem. One in `upper` is a constant while this problem is
-    solved. One in `lower` is a solution that moves when this problem's parameters do, and its
-    derivative is part of this problem's gradient.
+    itself and of each problem that it names: a tree of tensors, or a module to be called, with
+    its parameters by name in ``at.NAME.params``. There are two ways to name another problem. One
+    in `upper` is a constant while this problem is solved. One in `lower` is a solution that moves
+    when this problem's parameters do, and its derivative is part of this problem's gradient.
 
     Attributes:
         name: An identifier, by which other problems refer to it.
