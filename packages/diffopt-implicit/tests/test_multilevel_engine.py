@@ -432,11 +432,11 @@ def test_a_program_stops_when_a_measure_no_longer_improves():
     assert engine.rounds == 2 * 7
 
 
-@pytest.mark.parametrize(("mode", "rounds"), [("min", 3), ("max", 6)])
-def test_more_is_better_where_said_so_and_little_is_nothing(mode, rounds):
+@pytest.mark.parametrize(("mode", "sign", "rounds"), [("max", 1, 6), ("min", -1, 6), ("min", 1, 3)])
+def test_more_is_better_where_said_so_and_little_is_nothing(mode, sign, rounds):
     measures = iter([1.0, 1.05, 2.0, 3.0, 3.0, 3.05, 9.0])
     engine = pair(
-        validate=lambda engine: {"score": next(measures)},
+        validate=lambda engine: {"score": sign * next(measures)},
         early_stopping=EarlyStopping("score", patience=2, mode=mode, min_delta=0.1),
     )
     engine.run(100)
