@@ -14,6 +14,7 @@ from diffopt_implicit import (
     EarlyStopping,
     Engine,
     FixedPoint,
+    OneStep,
     Problem,
     ProgressBar,
     TensorBoardLogger,
@@ -283,7 +284,8 @@ def test_an_adjoint_is_taken_on_all_batches_of_the_last_step():
     engines = [
         pair(
             low={"loss": loss, "params": torch.ones(2).double(), **low},
-            high={"params": torch.ones(2).double()},
+            # Conjugate gradients would not notice if the loss were scaled.
+            high={"params": torch.ones(2).double(), "lower": {"low": OneStep(0.1)}},
         )
         for low in (
             {"data": rows, "gradient_accumulation": 3},
