@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from diffopt_implicit import BFGS, LBFGS, GradientDescent, NonlinearCG, ZoomLineSearch
+from diffopt_implicit import (
+    BFGS,
+    LBFGS,
+    BacktrackingLineSearch,
+    GradientDescent,
+    NonlinearCG,
+    SolverStatus,
+    ZoomLineSearch,
+)
 from diffopt_implicit._solvers._quasi_newton import inverse_product, normalized_pair
 from implicit_problems import normal, spd
 from torch.func import grad, vmap
@@ -86,6 +94,20 @@ def test_the_oldest_pairs_are_forgotten():
     memory = remembered(steps, changes, 3)
     recent = two_loops(steps[2:], changes[2:], steps[0])
     assert_close(inverse_product(memory, steps[0]), recent, rtol=1e-10, atol=1e-12)
+
+
+def test_a_memory_that_leads_to_no_step_is_forgotten():
+    solver = LBFGS(lambda x: x.cosh().sum(), linesearch=BacktrackingLineSearch(maxiter=1))
+    x = normal(3)
+    pair, _ = normalized_pair(1e3 * x, 1e-3 * x)  # an inverse Hessian that is far too large
+    state = solver.init_state(x)
+    state = state._replace(memory=torch.cat([state.memory[:, 1:], pair[:, None]], dim=1))
+    stayed, after = solver.update(x, state)
+    assert_close(stayed, x, rtol=0, atol=0)
+    assert after.status == SolverStatus.RUNNING
+    assert (after.memory == 0).all()
+    moved, _ = solver.update(stayed, after)
+    assert moved.norm() < x.norm()
 
 
 def test_bfgs_keeps_the_secant_equation():

@@ -174,6 +174,17 @@ def test_acceleration_saves_updates_and_ends_at_the_same_point(solver):
     assert 2 * fewer.iter_num < state.iter_num
 
 
+def test_calls_of_the_wrapped_solver_are_its_wrappers():
+    calls = []
+
+    def counted(x):
+        calls.append(1)
+        return (x - 3).square().sum()
+
+    state = AndersonWrapper(GradientDescent(counted), tol=1e-6).run(torch.zeros(2)).state
+    assert state.num_fun_eval == len(calls) > state.num_grad_eval == state.iter_num
+
+
 def test_failures_of_the_wrapped_solver_are_its_wrappers():
     wrapped = ProximalGradient(lambda x: x.sum() * torch.nan, proximal.none)
     state = AndersonWrapper(wrapped, on_failure="ignore").run(torch.ones(2)).state
