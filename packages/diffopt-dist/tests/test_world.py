@@ -56,13 +56,11 @@ def test_functions_run_on_their_ranks_alone():
     ]
     assert [result[1] for result in results] == [0, 1, 2]
     assert [result[2].split()[1] for result in results] == ["0", "1", "2"]
-    assert results[0][3] == "There are no ranks [5]: the world has 3 processes."
+    assert results[0][3] == "There is no rank 5: the world has 3 processes."
 
 
-def test_calls_to_a_rank_run_there_at_the_same_time_and_are_differentiated_there():
+def test_calls_to_a_rank_run_there_at_the_same_time_and_are_differentiated_there(on_rank_zero):
     def main():
-        if get_rank() != 0:
-            return None
         x = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
         # Rank 2 calls rank 1 in turn, and the graph goes through both.
         cube = lambda x: (x**3, get_rank())
@@ -81,7 +79,7 @@ def test_calls_to_a_rank_run_there_at_the_same_time_and_are_differentiated_there
             silent = remote_sync_call(cube, (x,), to=1)[0]
         return at, through_at, g.item(), h.item(), silent.requires_grad, messages
 
-    at, through_at, g, h, tracked, messages = launch(main, 3, timeout=120.0)[0]
+    at, through_at, g, h, tracked, messages = on_rank_zero(main)
 
     assert (at, through_at, tracked) == (1, 1, False)
     assert g == pytest.approx(9 * 2**2)
@@ -90,10 +88,8 @@ def test_calls_to_a_rank_run_there_at_the_same_time_and_are_differentiated_there
     assert "`<lambda>` on rank 1 failed: ZeroDivisionError" in messages[1]
 
 
-def test_exclusive_shards_are_single_examples_of_which_workers_get_several():
+def test_exclusive_shards_are_single_examples_of_which_workers_get_several(on_rank_zero):
     def main():
-        if get_rank() != 0:
-            return None
         tasks = torch.arange(6.0, dtype=torch.float64).reshape(3, 2).requires_grad_()
         w = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
         f = lambda w, task: (w * task).sin().sum()
@@ -101,7 +97,7 @@ def test_exclusive_shards_are_single_examples_of_which_workers_get_several():
         here = torch.stack([f(w, task) for task in tasks]).mean()
         return [torch.autograd.grad(loss, (w, tasks)) for loss in (here, call.wait())]
 
-    here, there = launch(main, 2, timeout=120.0)[0]
+    here, there = on_rank_zero(main)
 
     torch.testing.assert_close(there, here, rtol=1e-12, atol=1e-14)
 
@@ -120,7 +116,7 @@ def test_tensors_may_be_cut_along_any_dimension():
         TensorDimensionPartitioner(keepdim=False)
 
 
-def test_torchs_own_autograd_gives_first_derivatives():
+def test_torchs_own_autograd_gives_first_derivatives(on_rank_zero):
     def main():
         x, unused = (torch.tensor(3.0, requires_grad=True) for _ in range(2))
         with autograd.context() as number:
@@ -131,7 +127,7 @@ def test_torchs_own_autograd_gives_first_derivatives():
             except ValueError as error:
                 return found[0].item(), found[1], str(error)
 
-    value, unused, message = launch(main, 1, timeout=120.0)[0]
+    value, unused, message = on_rank_zero(main)
     assert (value, unused) == (8.0, None)
     assert "Input 0, of shape (), is not part of the graph" in message
 
@@ -216,11 +212,9 @@ def test_a_joined_process_cannot_join_again():
     assert launch(main, 1, timeout=120.0) == ["This process is a member of a world already."]
 
 
-def test_parallelize_is_what_its_async_form_gives():
+def test_parallelize_is_what_its_async_form_gives(on_rank_zero):
     def main():
-        if get_rank() == 0:
-            x = torch.arange(5.0)
-            options = {"reducer": sum_reducer}
-            return [parallelize(torch.sum, **options)(x), parallelize(**options)(torch.sum)(x)]
+        x, options = torch.arange(5.0), {"reducer": sum_reducer}
+        return [parallelize(torch.sum, **options)(x), parallelize(**options)(torch.sum)(x)]
 
-    assert [t.item() for t in launch(main, 2, timeout=120.0)[0]] == [10.0, 10.0]
+    assert [t.item() for t in on_rank_zero(main)] == [10.0, 10.0]

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import distributed
 from torch._C._distributed_rpc import _get_current_rpc_agent, _is_current_rpc_agent_set
 from torch.distributed import rpc
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
+NO_ROLE = "_"
 
-def join(rank: int, world_size: int, *, init_method: str, rpc_timeout: float) -> None:
+
+def join(
+    rank: int, world_size: int, *, role: str | None, init_method: str, rpc_timeout: float
+) -> None:
     """Make this process a member of a world, and wait for the others."""
     options = rpc.TensorPipeRpcBackendOptions(
         # Threads that answer calls: enough that calls from all ranks at once cannot block.
@@ -20,14 +25,30 @@ def join(rank: int, world_size: int, *, init_method: str, rpc_timeout: float) ->
         rpc_timeout=rpc_timeout,
         init_method=init_method,
     )
+    name = f"{role or NO_ROLE}:{rank}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own process groups
-        rpc.init_rpc(_name(rank), rank=rank, world_size=world_size, rpc_backend_options=options)
+        rpc.init_rpc(name, rank=rank, world_size=world_size, rpc_backend_options=options)
+
+
+def join_collectives(backend: str, rank: int, world_size: int, *, init_method: str) -> None:
+    """Make a process group of the world, for `torch.distributed`'s collectives."""
+    distributed.init_process_group(
+        backend, rank=rank, world_size=world_size, init_method=init_method
+    )
 
 
 def leave(*, wait: bool, timeout: float = 0.0) -> None:
-    """Leave the world, with `wait` once the others do, at most so many seconds later (0: ever)."""
-    rpc.shutdown(graceful=wait, timeout=timeout)
+    """Leave the world, with `wait` once the others do, at most so many seconds later (0: ever).
+
+    Raises:
+        RuntimeError: If some do not leave in time; this process has left all the same.
+    """
+    try:
+        rpc.shutdown(graceful=wait, timeout=timeout)
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def is_joined() -> bool:
@@ -40,18 +61,29 @@ def rank() -> int:
     return rpc.get_worker_info().id
 
 
-def world_size() -> int:
-    """The number of processes."""
-    return len(_get_current_rpc_agent().get_worker_infos())
+def roles() -> list[str | None]:
+    """The role of each process, by rank."""
+    members = sorted(_get_current_rpc_agent().get_worker_infos(), key=lambda member: member.id)
+    found = [member.name.rpartition(":")[0] for member in members]
+    return [role if role and role != NO_ROLE else None for role in found]
 
 
 def send(
     rank: int, serve: Callable[..., Any], arguments: tuple[Any, ...], timeout: float | None
 ) -> torch.futures.Future[Any]:
-    """Call a function in another process, without waiting for the answer."""
+    """Call a function in another process, without waiting; every error is that of the future."""
     seconds = UNSET_RPC_TIMEOUT if timeout is None else timeout
-    return rpc.rpc_async(_name(rank), serve, args=arguments, timeout=seconds)
+    try:
+        return rpc.rpc_async(rank, serve, args=arguments, timeout=seconds)
+    except Exception as error:
+        failed: torch.futures.Future[Any] = torch.futures.Future()
+        failed.set_exception(error)
+        return failed
 
 
-def _name(rank: int) -> str:
-    return f"worker{rank}"
+def answer(future: torch.futures.Future[Any]) -> Any:
+    """What came of a call that is done: an answer, or the exception that there is none."""
+    try:
+        return future.value()
+    except Exception as error:
+        return error

@@ -1,65 +1,68 @@
-"""Trees and functions on the wire: tensors apart, all else as bytes."""
+"""Functions, arguments and results on the wire: tensors apart, all else as bytes."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+import pickle
 from typing import Any
 
 import cloudpickle
-from pytree_core import tree_map
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """Stands in a tree for the tensor of this number."""
+def pack(value: Any) -> tuple[list[Tensor], bytes]:
+    """The tensors in a value, wherever they are, and the rest by value where need be.
 
-    index: int
+    They are found by identity in containers, modules, objects and what functions capture: each
+    is one of the value's inputs or outputs, so that no gradient is lost.
+
+    Raises:
+        ValueError: If a tensor is part of a transform of `torch.func`.
+    """
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    pickler.dump(value)
+    return pickler.tensors, buffer.getvalue()
+
+
+def unpack(tensors: list[Tensor], data: bytes) -> Any:
+    """The value, with the tensors in their places.
+
+    A leaf that was a parameter becomes one again, in the list too.
+    """
+    return _Unpickler(io.BytesIO(data), tensors).load()
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Pickles functions by value, and refuses tensors whose gradient would be lost."""
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []
+        self._places: dict[int, int] = {}
 
-    def persistent_id(self, obj: Any) -> None:
-        if isinstance(obj, Tensor) and obj.requires_grad:
-            raise ValueError(
-                f"A tensor of shape {tuple(obj.shape)} that requires grad would reach the workers "
-                "inside a function or an object (a closure, a module), where its gradient is "
-                "lost. Pass it as an argument, or detach it."
-            )
-
-
-def separate(tree: Any) -> tuple[list[Tensor], Any]:
-    """The tensors of a tree, and the tree with their numbers in their places."""
-    tensors: list[Tensor] = []
-
-    def take(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if is_functorch_wrapped_tensor(leaf):
+    def persistent_id(self, obj: Any) -> tuple[int, bool | None] | None:
+        if not isinstance(obj, Tensor):
+            return None
+        if is_functorch_wrapped_tensor(obj):
             raise ValueError(
                 "A tensor inside a transform of torch.func (vmap, grad, jvp) cannot be sent to "
                 "another process. Call the transform inside the function that is sent."
             )
-        tensors.append(leaf)
-        return _Slot(len(tensors) - 1)
-
-    return tensors, tree_map(take, tree)
-
-
-def put_back(tensors: list[Tensor], tree: Any) -> Any:
-    """The tree with the tensors in their places again."""
-    return tree_map(lambda leaf: tensors[leaf.index] if isinstance(leaf, _Slot) else leaf, tree)
+        if id(obj) not in self._places:
+            self._places[id(obj)] = len(self.tensors)
+            self.tensors.append(obj)
+        parameter = obj.requires_grad if isinstance(obj, nn.Parameter) else None
+        return self._places[id(obj)], parameter
 
 
-def dump(value: Any) -> bytes:
-    """Pickle functions and objects by value where need be.
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
 
-    Raises:
-        ValueError: If a tensor that requires grad is inside.
-    """
-    buffer = io.BytesIO()
-    _Pickler(buffer).dump(value)
-    return buffer.getvalue()
+    def persistent_load(self, pid: Any) -> Tensor:
+        index, parameter = pid
+        tensor = self._tensors[index]
+        if parameter is not None and tensor.is_leaf and not isinstance(tensor, nn.Parameter):
+            self._tensors[index] = nn.Parameter(tensor.detach(), parameter)
+        return self._tensors[index]

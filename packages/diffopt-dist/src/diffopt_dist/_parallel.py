@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pytree_core import tree_map
 
+from diffopt_dist._dispatch import Progress, wait_any
 from diffopt_dist._partition import Partitioner, batch_partitioner
-from diffopt_dist._remote import Call, Pending, begin
-from diffopt_dist._world import get_world_size
+from diffopt_dist._remote import Pending, Task, begin, mix
+from diffopt_dist._request import Policy
+from diffopt_dist._world import get_world_size, ranks_of
 
 Reducer = Callable[[list[Any], list[int]], Any]
 
@@ -50,33 +54,51 @@ def parallelize(
     *,
     partitioner: Partitioner = batch_partitioner,
     reducer: Reducer = mean_reducer,
-    workers: Sequence[int] | None = None,
+    workers: Sequence[int] | str | None = None,
     timeout: float | None = None,
+    retries: int = 1,
+    allow_nan: bool = False,
+    seed: int | None = None,
+    lease: float = 600.0,
+    progress: Progress | None = None,
 ) -> Any:
     """Spread a function's calls over the processes of a world; differentiable as a local call.
 
-    Each call is cut into shards, one a worker, run there at the same time, and the results
-    are reduced to one. They are ordinary tensors: ``loss.backward()`` or
-    ``torch.autograd.grad`` in the caller runs the backward passes in the workers, at the
-    same time as well, and ``create_graph=True`` allows further derivatives. A worker keeps
-    the graph of a call until the result has died.
+    Each call is cut into shards, which are its tasks. Each worker gets one task, and the next
+    when it has answered, so that the faster ones take more. The results are reduced to one, in
+    the order of the shards whoever made them: ordinary tensors, for which ``loss.backward()``
+    or ``torch.autograd.grad`` in the caller runs the backward passes in the workers, at the
+    same time as well, and ``create_graph=True`` allows further derivatives.
+
+    A task whose worker dies, does not answer in time, raises, or gives a NaN is given to
+    another worker. So is a backward pass, with the task whose graph was lost; its result is
+    the same. So a function may run more than once: it should have no effects but its result.
 
     Args:
-        fn: A function of trees of tensors; closures and lambdas are sent by value. Tensors
-            that require grad must be arguments.
+        fn: A function of anything that can be pickled, with tensors anywhere inside: trees,
+            modules, objects. Closures, methods and lambdas are sent by value; tensors that they
+            capture get their gradients too.
         partitioner: ``(args, kwargs, number of workers) -> shards``.
         reducer: ``(results, sizes of the shards) -> result``, in differentiable operations.
-        workers: Ranks that do the work; by default all, the caller's included.
-        timeout: Seconds after which a call to a worker fails; by default that of the world.
+        workers: Ranks that do the work, or the name of their role; by default all, the
+            caller's included.
+        timeout: Seconds in which a worker must answer each task; by default those of the world.
+        retries: How often a failed task is given to another worker.
+        allow_nan: Take results and gradients that hold NaN, instead of calling them failures.
+        seed: Determines torch's random numbers in the tasks, whichever worker runs them. By
+            default they are other ones in each call, and follow from the caller's seed.
+        lease: Seconds after its last use for which a worker keeps the graph of a task, unless
+            the result has died before. It is made again when it is needed later.
+        progress: Called here with ``(tasks answered, tasks in all)`` while waiting.
 
     Returns:
         The parallel function; a decorator, if `fn` is not given.
 
     Raises:
-        RemoteError: When called, if a worker raises or does not answer in time.
+        RemoteError: When called, or differentiated, if a task fails once more than `retries`.
         RuntimeError: When called outside a world.
-        ValueError: When called, if the partitioner cannot cut the arguments, or a tensor that
-            requires grad is captured.
+        ValueError: When called, if the partitioner cannot cut the arguments, there are no such
+            workers, or a tensor is inside a transform of torch.func.
 
     Example:
         >>> import torch
@@ -90,7 +112,15 @@ def parallelize(
         (6.0, [0.0, 2.0, 4.0, 6.0, 8.0])
     """
     waiting = parallelize_async(
-        partitioner=partitioner, reducer=reducer, workers=workers, timeout=timeout
+        partitioner=partitioner,
+        reducer=reducer,
+        workers=workers,
+        timeout=timeout,
+        retries=retries,
+        allow_nan=allow_nan,
+        seed=seed,
+        lease=lease,
+        progress=progress,
     )
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,20 +138,56 @@ def parallelize(
 class Future:
     """The result of a parallel call that is still to come."""
 
-    def __init__(self, pending: Pending, finish: Callable[[list[Any]], Any]) -> None:
-        self._pending, self._finish = pending, finish
+    def __init__(
+        self,
+        pending: Pending,
+        finish: Callable[[list[Any]], Any],
+        progress: Progress | None = None,
+    ) -> None:
+        self._pending, self._finish, self._progress = pending, finish, progress
 
     def done(self) -> bool:
-        """Whether `wait` returns at once."""
-        return self._pending.done()
+        """Whether `wait` returns, or raises, at once."""
+        return self._pending.dispatch.done()
 
     def wait(self) -> Any:
         """Return the result once it is there, part of the graph of the call's arguments.
 
         Raises:
-            RemoteError: If a worker raised or did not answer in time.
+            RemoteError: If a task failed, once more than its retries.
+            RuntimeError: If an argument was changed in place meanwhile.
         """
-        return self._finish(self._pending.wait())
+        return self._finish(self._pending.wait(self._progress))
+
+
+def as_completed(futures: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
+    """Yield futures as they are done, the first first.
+
+    Args:
+        futures: What to wait for.
+        timeout: Seconds in which all must be done.
+
+    Raises:
+        TimeoutError: If they are not.
+
+    Example:
+        >>> from diffopt_dist import as_completed, get_rank, launch, remote_async_call
+        >>> def main():
+        ...     if get_rank() == 0:
+        ...         calls = [remote_async_call(pow, (base, 2), to=1) for base in (3, 4)]
+        ...         return sorted(call.wait() for call in as_completed(calls))
+        >>> launch(main, nprocs=2)[0]
+        [9, 16]
+    """
+    waiting = list(dict.fromkeys(futures))
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while waiting:
+        left = None if timeout is None else max(end - time.monotonic(), 0)
+        if not wait_any([future._pending.dispatch for future in waiting], left):
+            raise TimeoutError(f"{len(waiting)} calls were not done after {timeout:g} s.")
+        for future in [future for future in waiting if future.done()]:
+            waiting.remove(future)
+            yield future
 
 
 def parallelize_async(
@@ -129,10 +195,17 @@ def parallelize_async(
     *,
     partitioner: Partitioner = batch_partitioner,
     reducer: Reducer = mean_reducer,
-    workers: Sequence[int] | None = None,
+    workers: Sequence[int] | str | None = None,
     timeout: float | None = None,
+    retries: int = 1,
+    allow_nan: bool = False,
+    seed: int | None = None,
+    lease: float = 600.0,
+    progress: Progress | None = None,
 ) -> Any:
     """Do as `parallelize` does, without waiting: calls return a `Future` at once.
+
+    The arguments must not be changed in place before the result is there.
 
     Args:
         fn: As there.
@@ -140,6 +213,11 @@ def parallelize_async(
         reducer: As there.
         workers: As there.
         timeout: As there.
+        retries: As there.
+        allow_nan: As there.
+        seed: As there.
+        lease: As there.
+        progress: As there, called in `Future.wait`.
 
     Returns:
         The parallel function, whose calls return a `Future`; a decorator, if `fn` is not given.
@@ -158,18 +236,27 @@ def parallelize_async(
         >>> launch(main, nprocs=2)[0]
         5.0
     """
+    policy = Policy(timeout, retries, allow_nan, lease)
 
     def decorate(fn: Callable[..., Any]) -> Callable[..., Future]:
         @functools.wraps(fn)
         def parallel(*args: Any, **kwargs: Any) -> Future:
-            ranks = range(get_world_size()) if workers is None else workers
+            ranks = ranks_of(range(get_world_size()) if workers is None else workers)
             shards = partitioner(args, kwargs, len(ranks))
-            calls = [
-                Call(ranks[index % len(ranks)], fn, shard.args, shard.kwargs)
+            tasks = [
+                Task(
+                    fn,
+                    shard.args,
+                    shard.kwargs,
+                    ranks,
+                    number=f"task {index} of {len(shards)}, ",
+                    seed=None if seed is None else mix(seed, index),
+                )
                 for index, shard in enumerate(shards)
             ]
             sizes = [shard.size for shard in shards]
-            return Future(begin(calls, timeout=timeout), lambda results: reducer(results, sizes))
+            pending = begin(tasks, policy, limit=1)
+            return Future(pending, lambda results: reducer(results, sizes), progress)
 
         return parallel
 
@@ -181,17 +268,23 @@ def remote_async_call(
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
-    to: int,
+    to: int | str,
     timeout: float | None = None,
+    retries: int = 0,
+    allow_nan: bool = False,
 ) -> Future:
     """Call a function in one other process, without waiting for its result.
 
     Args:
-        fn: Any function; closures and lambdas are sent by value.
-        args: Its arguments, trees of tensors and of anything that can be pickled.
+        fn: Any function; closures, methods and lambdas are sent by value.
+        args: Its arguments, of anything that can be pickled, with tensors anywhere inside. They
+            must not be changed in place before the result is there.
         kwargs: Its keyword arguments, likewise.
-        to: The rank that runs it.
-        timeout: Seconds after which the call fails; by default those of the world.
+        to: The rank that runs it, or a role: that one of its processes that has least to do.
+        timeout: Seconds in which it must answer; by default those of the world.
+        retries: How often a failed call is made again, by another process of the role if there
+            is one.
+        allow_nan: Take a result, or gradients, that hold NaN.
 
     Returns:
         Its result to come: tensors in it are part of the graph of the arguments, and their
@@ -199,7 +292,8 @@ def remote_async_call(
 
     Raises:
         RuntimeError: Outside a world.
-        ValueError: If there is no such rank, or a tensor that requires grad is captured.
+        ValueError: If there is no such rank or role, or a tensor is inside a transform of
+            torch.func.
 
     Example:
         >>> import torch
@@ -212,11 +306,9 @@ def remote_async_call(
         >>> launch(main, nprocs=2)[0]
         6.0
     """
-    size = get_world_size()
-    if not 0 <= to < size:
-        raise ValueError(f"There is no rank {to}: the world has {size} processes.")
-    pending = begin([Call(to, fn, tuple(args), kwargs or {})], timeout=timeout)
-    return Future(pending, lambda results: results[0])
+    policy = Policy(timeout, retries, allow_nan)
+    task = Task(fn, tuple(args), kwargs or {}, ranks_of(to))
+    return Future(begin([task], policy, limit=math.inf), lambda results: results[0])
 
 
 def remote_sync_call(
@@ -224,8 +316,10 @@ def remote_sync_call(
     args: Sequence[Any] = (),
     kwargs: dict[str, Any] | None = None,
     *,
-    to: int,
+    to: int | str,
     timeout: float | None = None,
+    retries: int = 0,
+    allow_nan: bool = False,
 ) -> Any:
     """Call a function in one other process, and wait for its result; see `remote_async_call`.
 
@@ -235,12 +329,14 @@ def remote_sync_call(
         kwargs: As there.
         to: As there.
         timeout: As there.
+        retries: As there.
+        allow_nan: As there.
 
     Returns:
         The result.
 
     Raises:
-        RemoteError: If the function raised or the call was not answered in time.
+        RemoteError: If the call failed, once more than `retries`.
         RuntimeError: As there.
         ValueError: As there.
 
@@ -249,4 +345,5 @@ def remote_sync_call(
         >>> launch(lambda: remote_sync_call(get_rank, to=1), nprocs=2)
         [1, 1]
     """
-    return remote_async_call(fn, args, kwargs, to=to, timeout=timeout).wait()
+    settings = {"timeout": timeout, "retries": retries, "allow_nan": allow_nan}
+    return remote_async_call(fn, args, kwargs, to=to, **settings).wait()

@@ -10,23 +10,21 @@ all workers at the same time.
 from __future__ import annotations
 
 import itertools
-import weakref
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
 import torch
 from torch import Tensor
+from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_retained
 
-from diffopt_dist import _engine
-from diffopt_dist._pack import dump, put_back, separate
-from diffopt_dist._world import get_rank
-
-
-class RemoteError(RuntimeError):
-    """A call to another process failed; the cause is what it raised there."""
+from diffopt_dist._dispatch import Dispatch, Progress
+from diffopt_dist._pack import pack, unpack
+from diffopt_dist._request import Policy, Request
+from diffopt_dist._worker import pull, run
+from diffopt_dist._world import ranks_of
 
 
 @dataclass(frozen=True)
@@ -36,235 +34,182 @@ class Call:
     Attributes:
         rank: Which worker.
         fn: The function. It is sent by value where pickle cannot send it by name.
-        args: Its arguments, trees of tensors and of anything that can be pickled.
+        args: Its arguments, of anything that can be pickled, with tensors anywhere inside.
         kwargs: Its keyword arguments, likewise.
     """
 
     rank: int
     fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def call_all(calls: Sequence[Call], *, timeout: float | None = None) -> list[Any]:
+def call_all(
+    calls: Sequence[Call], *, timeout: float | None = None, allow_nan: bool = False
+) -> list[Any]:
     """Make all calls at the same time, and return their results in order.
 
     Results are ordinary tensors, part of the graph of the calls' arguments; their backward
     pass runs in the workers, at the same time, to any order.
 
+    Args:
+        calls: What to call, and where.
+        timeout: Seconds in which each must be answered; by default that of the world.
+        allow_nan: Let results and gradients hold NaN.
+
     Raises:
-        RemoteError: If a call raises or is not answered within `timeout` seconds.
-        ValueError: If a tensor that requires grad is captured by a function.
+        RemoteError: If a call raises, is not answered in time, or has a NaN in its result.
+        ValueError: If there is no such rank, or a tensor is inside a transform of torch.func.
+
+    Example:
+        >>> from diffopt_dist import Call, call_all, get_rank, launch
+        >>> def main():
+        ...     if get_rank() == 0:
+        ...         return call_all([Call(1, max, (3, 4)), Call(0, min, (3, 4))])
+        >>> launch(main, nprocs=2)[0]
+        [4, 3]
     """
-    return begin(calls, timeout=timeout).wait()
-
-
-def begin(calls: Sequence[Call], *, timeout: float | None = None) -> Pending:
-    """Make all calls at the same time, without waiting for their results."""
-    requests, leaves = [], []
     for call in calls:
-        tensors, rest = separate((call.args, call.kwargs))
-        what = f"`{getattr(call.fn, '__name__', call.fn)}` on rank {call.rank}"
-        job, count = dump((call.fn, rest)), len(tensors)
-        requests.append(_Request(call.rank, what, _run, (job,), count, count, timeout))
-        leaves.append(tensors)
-    for request, tensors in zip(requests, leaves, strict=True):
-        request.send(tensors)
-    return Pending(requests, [tensor for tensors in leaves for tensor in tensors])
+        ranks_of(call.rank)
+    policy = Policy(timeout=timeout, allow_nan=allow_nan)
+    tasks = [Task(call.fn, call.args, call.kwargs, (call.rank,)) for call in calls]
+    return begin(tasks, policy, limit=math.inf).wait()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function call to be made by one of some workers."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ranks: Sequence[int]
+    number: str = ""  # in messages, such as "task 2 of 8, "
+    seed: int | None = None  # of the generator in the worker; None for one of each call's own
+
+
+_calls = itertools.count()
+
+
+def mix(seed: int, number: int) -> int:
+    """A seed of its own for each number."""
+    return hash((seed, number)) % 2**63
+
+
+def begin(tasks: Sequence[Task], policy: Policy, *, limit: float) -> Pending:
+    """Begin with all tasks, at most `limit` at a time in a worker, and wait for none."""
+    functions: dict[int, tuple[list[Tensor], bytes]] = {}
+    requests, leaves = [], []
+    for task in tasks:
+        if id(task.fn) not in functions:
+            functions[id(task.fn)] = pack(task.fn)
+        captured, function = functions[id(task.fn)]
+        own, rest = pack((task.args, task.kwargs))
+        seed = task.seed if task.seed is not None else mix(torch.initial_seed(), next(_calls))
+        tensors, arguments = [*captured, *own], (function, len(captured), rest, seed)
+        what = f"{task.number}`{getattr(task.fn, '__name__', task.fn)}`"
+        home = task.ranks[0] if len(task.ranks) == 1 else None
+        count = len(tensors)
+        requests.append(
+            Request(what, run, arguments, tensors, count, task.ranks, policy, home=home)
+        )
+        leaves += tensors
+    return Pending(requests, leaves, limit)
 
 
 class Pending:
     """Calls that have been made, and whose results are still to come."""
 
-    def __init__(self, requests: list[_Request], leaves: list[Tensor]) -> None:
-        self._requests, self._leaves = requests, leaves
+    def __init__(self, requests: list[Request], leaves: list[Tensor], limit: float) -> None:
+        self._requests, self._leaves, self._limit = requests, leaves, limit
         self._tracked = torch.is_grad_enabled()
+        self._dispatch = Dispatch(requests, limit)
         self._results: list[Any] | None = None
 
-    def done(self) -> bool:
-        """Whether all results are there."""
-        futures = [request.future for request in self._requests]
-        return all(future is None or future.done() for future in futures)
+    @property
+    def dispatch(self) -> Dispatch:
+        """What the calls are doing."""
+        return self._dispatch
 
-    def wait(self) -> list[Any]:
+    def wait(self, progress: Progress | None = None) -> list[Any]:
         """Return the results, in the order of the calls, once all are there; see `call_all`."""
         if self._results is None:
+            self._dispatch.wait(progress)
             with torch.set_grad_enabled(self._tracked):
-                outputs = iter(_Batch.apply(self._requests, *self._leaves))
-            self._results = []
-            for request in self._requests:
-                tensors = [next(outputs) for _ in range(request.reply.count)]
-                self._results.append(put_back(tensors, cloudpickle.loads(request.reply.rest)))
+                outputs = iter(_Batch.apply(self._requests, self._limit, *self._leaves))
+            self._results = [_result(request, outputs) for request in self._requests]
+            self._requests, self._leaves = [], []
         return self._results
 
 
-# --- in the worker ---------------------------------------------------------------------------
-
-# Inputs and outputs of the calls whose callers still live, by caller and handle.
-_graphs: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
-
-
-@dataclass(frozen=True)
-class _Reply:
-    """What a worker answers, besides tensors."""
-
-    count: int  # how many tensors
-    differentiable: list[bool]  # which of them depend on an input that requires grad
-    rest: bytes  # the result without its tensors
-
-
-def _run(
-    key: tuple[int, int], tensors: list[Tensor], required: list[bool], job: bytes
-) -> tuple[_Reply, list[Tensor]]:
-    """Call a function; keep its graph under `key`."""
-    fn, rest = cloudpickle.loads(job)
-    inputs = _as_leaves(tensors, required)
-    args, kwargs = put_back(inputs, rest)
-    with torch.set_grad_enabled(any(required)):
-        outputs, rest = separate(fn(*args, **kwargs))
-    return _keep(key, inputs, outputs, dump(rest))
-
-
-def _pull(
-    key: tuple[int, int],
-    tensors: list[Tensor],
-    required: list[bool],
-    of: tuple[int, int],
-    which: list[int],
-    create_graph: bool,
-) -> tuple[_Reply, list[Tensor]]:
-    """Pull cotangents back through the graph kept under `of`; keep the graph of doing so."""
-    if of not in _graphs:
-        raise RuntimeError("The graph of this call is gone: the worker that held it was restarted.")
-    inputs, outputs = _graphs[of]
-    cotangents = _as_leaves(tensors, required)
-    grads = torch.autograd.grad(
-        [outputs[index] for index in which],
-        [leaf for leaf in inputs if leaf.requires_grad],
-        cotangents,
-        retain_graph=True,
-        create_graph=create_graph,
-        allow_unused=True,
-    )
-    present = [grad for grad in grads if grad is not None]
-    rest = dump([grad is not None for grad in grads])
-    return _keep(key, [*cotangents, *inputs], present, rest)
-
-
-def _as_leaves(tensors: list[Tensor], required: list[bool]) -> list[Tensor]:
-    return [t.detach().requires_grad_(r) for t, r in zip(tensors, required, strict=True)]
-
-
-def _keep(
-    key: tuple[int, int], inputs: list[Tensor], outputs: list[Tensor], rest: bytes
-) -> tuple[_Reply, list[Tensor]]:
-    differentiable = [output.requires_grad for output in outputs]
-    if any(differentiable):
-        _graphs[key] = inputs, outputs
-    reply = _Reply(len(outputs), differentiable, rest)
-    return reply, [output.detach() for output in outputs]
-
-
-def _serve(
-    dead: list[tuple[int, int]], serve: Callable[..., tuple[_Reply, list[Tensor]]], *args: Any
-) -> tuple[_Reply, list[Tensor]]:
-    """Forget the graphs that are no longer wanted, and answer a request."""
-    for key in dead:
-        _graphs.pop(key, None)
-    return serve(*args)
-
-
-def kept_graphs() -> int:
-    """How many graphs this process keeps for others."""
-    return len(_graphs)
-
-
-# --- in the caller ---------------------------------------------------------------------------
-
-_numbers = itertools.count()
-# Keys of graphs that no one here can ask for any more, by the worker that keeps them.
-_dead: defaultdict[int, deque[tuple[int, int]]] = defaultdict(deque)
-
-
-@dataclass(eq=False)
-class _Request:
-    """One message to one worker, and its answer."""
-
-    rank: int
-    description: str
-    serve: Callable[..., tuple[_Reply, list[Tensor]]]
-    arguments: tuple[Any, ...]
-    count: int  # how many of the batch's tensors it is a function of
-    sent: int  # how many of these it sends; the worker knows the others
-    timeout: float | None
-    track: bool = field(default_factory=torch.is_grad_enabled)
-    key: tuple[int, int] = field(default_factory=lambda: (get_rank(), next(_numbers)))
-    future: torch.futures.Future[Any] | None = field(default=None, init=False)
-    reply: _Reply = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Not told at once, as a finalizer may run at any moment: the next request takes it along.
-        weakref.finalize(self, _dead[self.rank].append, self.key)
-
-    def send(self, tensors: Sequence[Tensor]) -> None:
-        dead = []
-        while _dead[self.rank]:
-            dead.append(_dead[self.rank].popleft())
-        detached = [tensor.detach() for tensor in tensors[: self.sent]]
-        required = [self.track and tensor.requires_grad for tensor in tensors[: self.sent]]
-        arguments = (dead, self.serve, self.key, detached, required, *self.arguments)
-        self.future = _engine.send(self.rank, _serve, arguments, self.timeout)
+def _result(request: Request, outputs: Iterator[Tensor]) -> Any:
+    tensors = list(itertools.islice(outputs, len(request.reply.differentiable)))
+    return unpack(tensors, request.reply.rest)
 
 
 class _Batch(torch.autograd.Function):
-    """The answers to requests that have been sent, as one function of all their tensors."""
+    """The answers to requests, as one function of all their tensors."""
 
     @staticmethod
-    def forward(ctx: Any, requests: list[_Request], *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, requests: list[Request], limit: float, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         outputs: list[Tensor] = []
         constant: list[Tensor] = []
         for request in requests:
-            request.reply, received = _answer(request)
+            received = request.take()
             outputs += received
             flags = zip(received, request.reply.differentiable, strict=True)
             constant += [tensor for tensor, differentiable in flags if not differentiable]
-        ctx.requests = requests
-        ctx.save_for_backward(*leaves)
+        ctx.requests, ctx.limit = requests, limit
+        # Not `save_for_backward`, which is emptied at the first of several backward passes.
+        ctx.leaves = leaves
         ctx.mark_non_differentiable(*constant)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        leaves = ctx.saved_tensors
-        grads: list[Tensor | None] = [None] * len(leaves)
+        grads: list[Tensor | None] = [None] * len(ctx.leaves)
         pulls, arguments, targets = [], [], []
-        all_inputs, all_outputs = iter(range(len(leaves))), iter(cotangents)
+        all_inputs, all_outputs = iter(range(len(grads))), iter(cotangents)
         for request in ctx.requests:
-            own = list(itertools.islice(all_outputs, request.reply.count))
+            own = list(itertools.islice(all_outputs, len(request.reply.differentiable)))
             inputs = list(itertools.islice(all_inputs, request.count))
             which = [index for index, cotangent in enumerate(own) if cotangent is not None]
             if which:
-                what = f"the backward pass of {request.description}"
-                known = request.key, which, torch.is_grad_enabled()
-                tensors = [*(own[index] for index in which), *(leaves[index] for index in inputs)]
-                sizes = len(tensors), len(which)
-                pulls.append(_Request(request.rank, what, _pull, known, *sizes, request.timeout))
-                pulls[-1].send(tensors)
-                arguments += tensors
-                targets.append([index for index in inputs if leaves[index].requires_grad])
-        results = iter(_Batch.apply(pulls, *arguments))
-        for pull, wanted in zip(pulls, targets, strict=True):
-            for index, present in zip(wanted, cloudpickle.loads(pull.reply.rest), strict=True):
+                sent = [own[index] for index in which]
+                pulls.append(_pull_of(request, which, sent, len(inputs)))
+                arguments += [*sent, *(ctx.leaves[index] for index in inputs)]
+                targets.append([index for index in inputs if ctx.leaves[index].requires_grad])
+        Dispatch(pulls, ctx.limit).wait()
+        for pulled in pulls:
+            pulled.of.released = not is_graph_retained()
+        results = iter(_Batch.apply(pulls, ctx.limit, *arguments))
+        for pulled, wanted in zip(pulls, targets, strict=True):
+            for index, present in zip(wanted, pickle.loads(pulled.reply.rest), strict=True):
                 grads[index] = next(results) if present else None
-        return None, *grads
+        return None, None, *grads
 
 
-def _answer(request: _Request) -> tuple[_Reply, list[Tensor]]:
-    # Its value will be part of the graph that holds the request: a cycle that nobody could break.
-    future, request.future = request.future, None
-    assert future is not None, "a request is sent once and answered once"
-    try:
-        return future.wait()
-    except Exception as error:
-        raise RemoteError(f"{request.description} failed: {error}") from error
+def _pull_of(request: Request, which: list[int], cotangents: Any, inputs: int) -> Request:
+    """What pulls the cotangents of some outputs of a request back to its inputs."""
+    create_graph, keep = torch.is_grad_enabled(), is_graph_retained()
+    if request.released:
+        raise RuntimeError(
+            f"The graph of {request.what} was released by an earlier backward pass. Pass "
+            "`retain_graph=True` to that one."
+        )
+    if create_graph:  # whose graph leads through the tensors as they are now
+        request.check_unchanged()
+    return Request(
+        f"the backward pass of {request.what}",
+        pull,
+        (request.key, which, create_graph, keep),
+        cotangents,
+        len(cotangents) + inputs,
+        request.ranks,
+        request.policy,
+        of=request,
+        home=request.home,
+    )

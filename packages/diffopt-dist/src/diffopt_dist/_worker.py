@@ -1,0 +1,132 @@
+"""What a worker does: run functions, keep their graphs, pull cotangents back through them."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import torch
+from torch import Tensor
+
+from diffopt_dist import _graphs
+from diffopt_dist._graphs import Key
+from diffopt_dist._pack import pack, unpack
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a worker is asked to do, whose graph it keeps under a key."""
+
+    serve: Callable[..., tuple[list[Tensor], list[Tensor], bytes]]
+    key: Key
+    tensors: list[Tensor]  # detached
+    required: list[bool]  # which of them require grad
+    track: bool  # whether grad mode was on in the caller
+    arguments: tuple[Any, ...]
+    allow_nan: bool
+    lease: float  # seconds for which the graph is kept after its last use
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a worker answers."""
+
+    tensors: list[Tensor]  # detached
+    differentiable: list[bool]  # which of them depend on an input that requires grad
+    rest: bytes  # the result without its tensors
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker answers when a step raises."""
+
+    text: str
+    trace: str
+    error: bytes | None  # the exception, if it can be pickled
+    gone: bool  # whether only the graph was missing
+
+
+class GraphGoneError(RuntimeError):
+    """The graph of an earlier step is not here, or not any more."""
+
+
+def serve(dead: list[Key], steps: list[Step]) -> Reply | Failure:
+    """Forget the graphs that are no longer wanted, take the steps, answer for the last."""
+    _graphs.forget(dead)
+    try:
+        *before, last = steps
+        for step in before:
+            _take(step)
+        return _take(last)
+    except BaseException as error:  # SystemExit too, at which torch would never answer
+        return _failure(error)
+
+
+def run(
+    inputs: list[Tensor], function: bytes, count: int, rest: bytes, seed: int
+) -> tuple[list[Tensor], list[Tensor], bytes]:
+    """Call a function, which has the first `count` of the inputs, the arguments the others."""
+    captured, own = inputs[:count], inputs[count:]
+    fn = unpack(captured, function)
+    args, kwargs = unpack(own, rest)
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)  # so that any worker gives the same, again too
+    try:
+        outputs, result = pack(fn(*args, **kwargs))
+    finally:
+        torch.default_generator.set_state(state)
+    return [*captured, *own], outputs, result
+
+
+def pull(
+    cotangents: list[Tensor], of: Key, which: list[int], create_graph: bool, keep: bool
+) -> tuple[list[Tensor], list[Tensor], bytes]:
+    """Pull cotangents back through the graph kept under `of`, which is forgotten but to `keep`."""
+    kept = _graphs.find(of)
+    if kept is None:
+        raise GraphGoneError("The graph of this call is not kept here.")
+    if not keep:
+        _graphs.forget([of])
+    grads = torch.autograd.grad(
+        [kept.outputs[index] for index in which],
+        [leaf for leaf in kept.inputs if leaf.requires_grad],
+        cotangents,
+        retain_graph=True,  # the graphs kept under other keys may share it
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    present = [grad for grad in grads if grad is not None]
+    rest = pickle.dumps([grad is not None for grad in grads])
+    return [*cotangents, *kept.inputs], present, rest
+
+
+def _take(step: Step) -> Reply:
+    leaves = zip(step.tensors, step.required, strict=True)
+    inputs = [tensor.detach().requires_grad_(required) for tensor, required in leaves]
+    with torch.set_grad_enabled(step.track):
+        inputs, outputs, rest = step.serve(inputs, *step.arguments)
+    if not step.allow_nan and any(_has_nan(output) for output in outputs):
+        raise FloatingPointError("the result has a NaN (`allow_nan=True` lets it pass)")
+    wanted = step.track and any(leaf.requires_grad for leaf in inputs)
+    differentiable = [wanted and output.requires_grad for output in outputs]
+    if any(differentiable):
+        _graphs.keep(step.key, inputs, outputs, step.lease)
+    return Reply([output.detach() for output in outputs], differentiable, rest)
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any())
+
+
+def _failure(error: BaseException) -> Failure:
+    try:
+        data = cloudpickle.dumps(error)
+        pickle.loads(data)
+    except Exception:  # it holds something that cannot be sent
+        data = None
+    text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
+    return Failure(text, trace, data, isinstance(error, GraphGoneError))
