@@ -9,12 +9,17 @@ from diffopt_dist import (
     Call,
     LaunchError,
     RemoteError,
+    as_completed,
     batch_partitioner,
     call_all,
+    exclusive_batch_partitioner,
     get_rank,
     launch,
+    local_state,
     mean_reducer,
     parallelize,
+    remote_async_call,
+    remote_sync_call,
     replicate,
     sum_reducer,
 )
@@ -199,3 +204,146 @@ def test_there_are_no_more_shards_than_examples():
     assert [shard.size for shard in shards] == [1, 1]
     assert shards[0].args[0][1] == "text"
     assert shards[1].kwargs["y"].shape == (1,)
+
+
+def test_a_fast_worker_takes_more_tasks_and_none_has_two_at_a_time(on_rank_zero):
+    def main():
+        def task(number):
+            state = local_state()
+            state["now"] = state.get("now", 0) + 1
+            state["most"] = max(state.get("most", 0), state["now"])
+            time.sleep(0.4 if get_rank() == 1 else 0.02)
+            state["now"] -= 1
+            return get_rank(), state["most"], number.item()
+
+        told = []
+        results = parallelize(
+            task,
+            partitioner=exclusive_batch_partitioner,
+            reducer=lambda results, sizes: results,
+            workers="agent",
+            progress=lambda done, total: told.append((done, total)),
+        )(torch.arange(12))
+        return results, told
+
+    results, told = on_rank_zero(main)
+
+    ranks = [rank for rank, _, _ in results]
+    assert ranks.count(2) > ranks.count(1) > 0
+    assert {most for _, most, _ in results} == {1}
+    assert [number for _, _, number in results] == list(range(12))
+    assert told == [(i, 12) for i in range(1, 13)]
+
+
+def test_an_error_of_the_progress_callback_is_raised(on_rank_zero):
+    def main():
+        def interrupt(done, total):
+            raise KeyError("enough")
+
+        try:
+            parallelize(torch.sum, progress=interrupt)(torch.ones(3))
+        except KeyError as error:
+            return str(error)
+
+    assert on_rank_zero(main) == "'enough'"
+
+
+def test_tensors_in_modules_methods_closures_and_objects_get_their_gradients(on_rank_zero):
+    def main():
+        class Tasks:
+            def __init__(self, scale):
+                self.scale = scale
+
+            def loss(self, module, x):
+                module.count += 1  # of the worker's copy
+                return (self.scale * module(x) * captured).square().mean()
+
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        module[2].bias.requires_grad_(False)
+        module.tied = module[0].weight
+        module.register_buffer("count", torch.zeros(()))
+        module.double()
+        captured = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        tasks = Tasks(torch.tensor([1.5, -0.5], dtype=torch.float64, requires_grad=True))
+        x = torch.randn(5, 3, dtype=torch.float64)
+        inputs = [p for p in module.parameters() if p.requires_grad]
+        inputs += [captured, tasks.scale]
+        found = []
+        for loss in (tasks.loss(module, x), parallelize(tasks.loss)(replicate(module), x)):
+            first = torch.autograd.grad(loss, inputs, create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+            found.append([g.detach() for g in (*first, *second)])
+        kinds = remote_sync_call(
+            lambda m: [type(p).__name__ for p in m.parameters()] + [m[0].weight is m.tied],
+            (module,),
+            to=1,
+        )
+        back = remote_sync_call(lambda: torch.nn.Linear(2, 1), to=1)
+        return found, module.count.item(), kinds, [p.requires_grad for p in back.parameters()]
+
+    (here, there), count, kinds, back = on_rank_zero(main)
+
+    torch.testing.assert_close(there, here, rtol=1e-12, atol=1e-14)
+    assert count == 1  # of the local call alone
+    assert kinds == [*["Parameter"] * 4, True]
+    assert back == [True, True]
+
+
+def test_each_of_several_results_has_a_backward_pass_of_its_own(on_rank_zero):
+    def main():
+        x = torch.tensor(3.0, requires_grad=True)
+        for loss in call_all([Call(rank, torch.square, (x,)) for rank in (0, 1, 2)]):
+            loss.backward()
+        return x.grad.item()
+
+    assert on_rank_zero(main) == 18.0
+
+
+def test_an_inner_loop_on_a_worker_needs_no_argument_that_requires_grad(on_rank_zero):
+    def main():
+        def fit(x):
+            w = torch.zeros((), requires_grad=True)
+            (g,) = torch.autograd.grad((w - x).square().sum(), w)
+            return w - 0.5 * g
+
+        return remote_sync_call(fit, (torch.tensor(3.0),), to=1).item()
+
+    assert on_rank_zero(main) == 3.0
+
+
+def test_random_numbers_follow_from_the_seed_and_not_from_the_worker(on_rank_zero):
+    def main():
+        draw = lambda x: torch.rand(())
+        gather = lambda results, sizes: [result.item() for result in results]
+        options = {"partitioner": exclusive_batch_partitioner, "reducer": gather}
+        seeded = [
+            parallelize(draw, workers=workers, seed=7, **options)(torch.ones(4))
+            for workers in ([0], [1, 2], [0, 1, 2])
+        ]
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        drawn = [parallelize(draw, **options)(torch.ones(4)) for _ in range(2)]
+        return seeded, drawn, torch.equal(before, torch.get_rng_state())
+
+    seeded, drawn, untouched = on_rank_zero(main)
+
+    assert seeded[0] == seeded[1] == seeded[2]
+    assert len({*seeded[0], *drawn[0], *drawn[1]}) == 12
+    assert untouched
+
+
+def test_calls_are_taken_as_they_are_done(on_rank_zero):
+    def main():
+        wait = lambda seconds: (time.sleep(seconds), seconds)[1]
+        calls = [remote_async_call(wait, (s,), to="agent") for s in (1.0, 0.1)]
+        order = [call.wait() for call in as_completed(calls)]
+        try:
+            next(as_completed([remote_async_call(wait, (2.0,), to=1)], timeout=0.1))
+        except TimeoutError as error:
+            return order, str(error)
+
+    order, message = on_rank_zero(main)
+
+    assert order == [0.1, 1.0]
+    assert message == "1 calls were not done after 0.1 s."

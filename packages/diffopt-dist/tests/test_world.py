@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
 from diffopt_dist import (
+    Checkpoint,
     RemoteError,
     TensorDimensionPartitioner,
     auto_init_rpc,
@@ -15,10 +17,13 @@ from diffopt_dist import (
     exclusive_batch_partitioner,
     get_local_rank,
     get_rank,
+    get_role,
     get_worker_id,
     launch,
+    local_state,
     not_on_rank,
     on_rank,
+    on_role,
     parallelize,
     parallelize_async,
     rank_non_zero_only,
@@ -132,14 +137,18 @@ def test_torchs_own_autograd_gives_first_derivatives(on_rank_zero):
     assert "Input 0, of shape (), is not part of the graph" in message
 
 
-def torchrun(tmp_path, body, **environment):
+def torchrun_command(tmp_path, body, *options):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(body))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options]
     command += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    command += ["--local-addr", "localhost", str(script)]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=240)
+    return ([*command, "--local-addr", "localhost", str(script)],)
+
+
+def torchrun(tmp_path, body):
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = {"env": settings, "capture_output": True, "text": True, "timeout": 240}
+    return subprocess.run(*torchrun_command(tmp_path, body), **options)
 
 
 def test_torchruns_processes_become_a_world(tmp_path):
@@ -218,3 +227,80 @@ def test_parallelize_is_what_its_async_form_gives(on_rank_zero):
         return [parallelize(torch.sum, **options)(x), parallelize(**options)(torch.sum)(x)]
 
     assert [t.item() for t in on_rank_zero(main)] == [10.0, 10.0]
+
+
+def test_roles_say_who_runs_what(on_rank_zero):
+    def main():
+        found = [remote_sync_call(on_role("agent")(get_rank), to=rank) for rank in (0, 1, 2)]
+        roles = [remote_sync_call(get_role, to=rank) for rank in (0, 1, 2)]
+        # Of a role, the process that has least to do.
+        busy = remote_async_call(lambda: (time.sleep(1.0), get_rank())[1], to="agent")
+        other = remote_sync_call(get_rank, to="agent")
+        unknown = message_of(ValueError, lambda: remote_sync_call(get_rank, to="critic"))
+        return found, roles, {busy.wait(), other}, unknown
+
+    found, roles, agents, unknown = on_rank_zero(main)
+
+    assert found == [None, 1, 2]
+    assert roles == [None, "agent", "agent"]
+    assert agents == {1, 2}
+    assert unknown.startswith("No process has the role 'critic': there are ['agent'].")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"roles": {"a": [0], "b": [0]}}, "gives rank 0 2 roles in a world of 2"),
+        ({"roles": {"a": [2]}}, "gives rank 2 1 roles in a world of 2"),
+        ({"roles": {"a b": [1]}}, "letters, digits, - and _, .* got 'a b'"),
+        ({"expendable": [0, 1]}, r"`expendable` must name some of the ranks .* got \[0, 1\]"),
+    ],
+)
+def test_worlds_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        launch(print, 2, **settings)
+
+
+def test_agents_keep_their_state_and_differentiate_through_one_another(on_rank_zero):
+    """Two agents on quadratic losses; each one's step looks through the other's (LOLA)."""
+
+    def loss(own, other, target):
+        return (own * other - target) ** 2 + 0.1 * own**2
+
+    def start(value, target):
+        local_state()["agent"] = torch.tensor(value, dtype=torch.float64), target
+
+    def answer(other, lr):
+        """The policy of this agent after a naive step against the other's."""
+        own, target = local_state()["agent"]
+        own = own.clone().requires_grad_()
+        (g,) = torch.autograd.grad(loss(own, other, target), own, create_graph=True)
+        return own - lr * g
+
+    def step(opponent, lr):
+        own, target = local_state()["agent"]
+        own = own.clone().requires_grad_()
+        answered = remote_sync_call(answer, (own, lr), to=opponent)
+        (g,) = torch.autograd.grad(loss(own, answered, target), own)
+        return g
+
+    def main():
+        values, targets, lr = (0.7, -0.4), (1.0, 2.0), 0.3
+        for rank in (1, 2):
+            remote_sync_call(start, (values[rank - 1], targets[rank - 1]), to=rank)
+        steps = [remote_async_call(step, (3 - rank, lr), to=rank) for rank in (1, 2)]
+        here = []
+        for own, other, target, others in (
+            (*values, *targets),
+            (*values[::-1], *targets[::-1]),
+        ):
+            own, other = (
+                torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (own, other)
+            )
+            (g,) = torch.autograd.grad(loss(other, own, others), other, create_graph=True)
+            here.append(torch.autograd.grad(loss(own, other - lr * g, target), own)[0])
+        return [step.wait() for step in steps], here
+
+    there, here = on_rank_zero(main)
+
+    torch.testing.assert_close(there, here, rtol=1e-14, atol=0)

@@ -3,6 +3,9 @@
 from importlib.metadata import version
 
 from diffopt_dist import autograd as autograd
+from diffopt_dist._checkpoint import Checkpoint as Checkpoint
+from diffopt_dist._collective import average_gradients as average_gradients
+from diffopt_dist._collective import seed_rank as seed_rank
 from diffopt_dist._dispatch import RemoteError as RemoteError
 from diffopt_dist._launch import LaunchError as LaunchError
 from diffopt_dist._launch import launch as launch
