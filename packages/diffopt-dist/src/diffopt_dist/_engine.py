@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import distributed
 from torch._C._distributed_rpc import _get_current_rpc_agent, _is_current_rpc_agent_set
 from torch.distributed import rpc
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 from torch.distributed.rpc.constants import UNSET_RPC_TIMEOUT
 
 NO_ROLE = "_"
+# A scheme of URLs, like tcp://, for meetings that torchrun may start again.
+RESTARTABLE = "diffopt-restartable"
+
+
+def _meet(url: str, **settings: Any) -> Iterator[tuple[Store, int, int]]:
+    """Meet at a store where each attempt of torchrun has its own place.
+
+    Torchrun keeps its store from one attempt to the next, where members of the new world would
+    find addresses of the old one.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    for store, rank, size in rendezvous(url.replace(RESTARTABLE, "tcp"), **settings):
+        yield PrefixStore(f"attempt{attempt}", store), rank, size
+
+
+register_rendezvous_handler(RESTARTABLE, _meet)
 
 
 def join(

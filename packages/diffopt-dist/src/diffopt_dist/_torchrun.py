@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from diffopt_dist import _engine
 from diffopt_dist._world import Membership, Roles, is_initialized, leave
 
 T = TypeVar("T")
@@ -122,7 +123,8 @@ def _join(
         os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = chosen
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    member.enter(f"tcp://{address}:{port}", "env://")
+    meeting = f"{_engine.RESTARTABLE}://{address}:{port}"
+    member.enter(meeting, meeting)
 
 
 def _end_with(parent: int) -> None:
