@@ -50,3 +50,27 @@ def test_penalties_learned_at_the_third_level_beat_those_that_were_set(tmp_path)
 
     assert learned < as_set - 0.05
     assert (tmp_path / "trilevel.png").stat().st_size > 10_000
+
+
+def test_meta_gradients_of_two_processes_have_the_bits_of_sequential_ones(tmp_path):
+    printed = run("maml_distributed.py", "--quick", "--results", tmp_path)
+
+    assert "0 of 10 meta-gradients differ" in printed
+    assert (tmp_path / "maml_distributed.png").stat().st_size > 10_000
+
+
+def test_agents_that_look_through_one_another_lose_fewer_years(tmp_path):
+    printed = run("lola_distributed.py", "--quick", "--results", tmp_path)
+    years = [float(first) for first in re.findall(r"(-[\d.]+) and -[\d.]+ years", printed)]
+
+    assert years[1] > years[0] + 0.3
+    assert (tmp_path / "lola_distributed.png").stat().st_size > 10_000
+
+
+def test_an_asynchronous_population_brings_its_rates_together(tmp_path):
+    printed = run("population_distributed.py", "--quick", "--results", tmp_path)
+    rates = [float(rate) for rate in re.findall(r"-> ([\d.]+):", printed)]
+
+    assert len(rates) == 6
+    assert max(rates) / min(rates) < 150  # from 300
+    assert (tmp_path / "population_distributed.png").stat().st_size > 10_000
