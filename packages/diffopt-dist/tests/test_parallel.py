@@ -153,13 +153,14 @@ def test_what_goes_wrong_is_said(on_rank_zero):
         attempt(torch.add, torch.ones(2), torch.ones(3), error=ValueError)
         attempt(torch.sin, torch.tensor(1.0), error=ValueError)
         attempt(torch.sum, torch.ones(2), workers=[7], error=ValueError)
+        attempt(torch.sum, torch.ones(2), workers=[], error=ValueError)
         try:
             torch.vmap(parallelize(torch.sum))(torch.ones(2, 2))
         except ValueError as raised:
             messages.append(str(raised))
         return messages
 
-    raised, lengths, nothing, unknown, functorch = on_rank_zero(main)
+    raised, lengths, nothing, unknown, none, functorch = on_rank_zero(main)
 
     attempts = r"on rank \d failed: ZeroDivisionError: of all things"
     assert re.match(rf"Task \d of 2, `fail` {attempts}, then {attempts}", raised)
@@ -167,6 +168,7 @@ def test_what_goes_wrong_is_said(on_rank_zero):
     assert "lengths [2, 3]" in lengths
     assert "no tensor with a dimension" in nothing
     assert unknown == "There is no rank 7: the world has 3 processes."
+    assert none == "There must be a rank to do the work; got none."
     assert "torch.func" in functorch
 
 

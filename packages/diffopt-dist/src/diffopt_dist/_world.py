@@ -285,6 +285,8 @@ def ranks_of(where: int | str | Iterable[int]) -> list[int]:
             )
         return ranks
     ranks = [where] if isinstance(where, int) else list(where)
+    if not ranks:
+        raise ValueError("There must be a rank to do the work; got none.")
     for rank in ranks:
         if not 0 <= rank < len(roles):
             raise ValueError(f"There is no rank {rank}: the world has {len(roles)} processes.")
