@@ -53,6 +53,11 @@ def is_transforming() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def is_traced(*tensors: Tensor) -> bool:
+    """Tell whether values cannot be looked at: within `torch.func`, or while compiling."""
+    return torch.compiler.is_compiling() or any(map(is_wrapped, tensors))
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Tell whether a transform around this call differentiates `tensor`."""
     return (is_wrapped(tensor) and is_tracked(tensor)) or has_tangent(tensor)

@@ -1,11 +1,4 @@
-"""Projections: the nearest point of a convex set (or sphere), with the derivative that it has.
-
-Each is differentiable where the projection is, by ordinary autograd, any number of times and under
-every transform of `torch.func`. Where it has a kink (a point on the boundary) one of its one-sided
-derivatives is given, never NaN: that of staying where one is.
-
-Vectors are the last dimension, and all others are batches, except where trees are taken.
-"""
+"""Sets whose nearest points have formulas, by ordinary autograd."""
 
 from __future__ import annotations
 
@@ -14,7 +7,8 @@ from typing import Any
 import torch
 from pytree_core import tree_broadcast_prefix, tree_map
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+
+from diffopt_implicit._torch import is_traced
 
 Tree = Any
 Number = float | Tensor
@@ -61,7 +55,7 @@ def box(x: Tree, lower: Tree, upper: Tree) -> Tree:
 
     def clip(leaf: Tensor, low: Number, high: Number) -> Tensor:
         low, high = (torch.as_tensor(b, dtype=leaf.dtype, device=leaf.device) for b in (low, high))
-        if not _is_traced(low, high) and bool((low > high).any()):
+        if not is_traced(low, high) and bool((low > high).any()):
             raise ValueError("`lower` must not be above `upper`.")
         return torch.where(leaf < low, low, torch.where(leaf > high, high, leaf))
 
@@ -88,7 +82,7 @@ def simplex(x: Tensor, value: Number = 1.0) -> Tensor:
         Duchi, Shalev-Shwartz, Singer & Chandra, *Efficient projections onto the l1-ball*, ICML
         2008, figure 1.
     """
-    total = _per_vector(value, x)
+    total = per_vector(value, x)
     ordered = x.sort(-1, descending=True).values
     counts = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
     thresholds = (ordered.cumsum(-1) - total) / counts
@@ -131,7 +125,7 @@ def l1_ball(x: Tensor, radius: Number = 1.0) -> Tensor:
         >>> l1_ball(torch.tensor([0.5, -0.2])), l1_ball(torch.tensor([3.0, -2.5]))
         (tensor([ 0.5000, -0.2000]), tensor([ 0.7500, -0.2500]))
     """
-    within = x.abs().sum(-1, keepdim=True) <= _per_vector(radius, x)
+    within = x.abs().sum(-1, keepdim=True) <= per_vector(radius, x)
     return torch.where(within, x, l1_sphere(x, radius))
 
 
@@ -153,7 +147,7 @@ def l2_sphere(x: Tensor, radius: Number = 1.0) -> Tensor:
     square = (x * x).sum(-1, keepdim=True)
     # So that there is no derivative of a root at 0.
     length = torch.where(square > 0, square, 1).sqrt()
-    return torch.where(square > 0, x * (_per_vector(radius, x) / length), 0)
+    return torch.where(square > 0, x * (per_vector(radius, x) / length), 0)
 
 
 def l2_ball(x: Tensor, radius: Number = 1.0) -> Tensor:
@@ -171,7 +165,7 @@ def l2_ball(x: Tensor, radius: Number = 1.0) -> Tensor:
         >>> l2_ball(torch.tensor([3.0, 4.0])), l2_ball(torch.tensor([0.3, 0.4]))
         (tensor([0.6000, 0.8000]), tensor([0.3000, 0.4000]))
     """
-    within = (x * x).sum(-1, keepdim=True) <= _per_vector(radius, x) ** 2
+    within = (x * x).sum(-1, keepdim=True) <= per_vector(radius, x) ** 2
     return torch.where(within, x, l2_sphere(x, radius))
 
 
@@ -190,7 +184,7 @@ def linf_ball(x: Tensor, radius: Number = 1.0) -> Tensor:
         >>> linf_ball(torch.tensor([3.0, -0.5]))
         tensor([ 1.0000, -0.5000])
     """
-    bound = _per_vector(radius, x)
+    bound = per_vector(radius, x)
     return torch.where(x > bound, bound, torch.where(x < -bound, -bound, x))
 
 
@@ -210,7 +204,7 @@ def hyperplane(x: Tensor, normal: Tensor, offset: Number) -> Tensor:
         >>> hyperplane(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]), 3.0)
         tensor([3., 1.])
     """
-    excess = (normal * x).sum(-1, keepdim=True) - _per_vector(offset, x)
+    excess = (normal * x).sum(-1, keepdim=True) - per_vector(offset, x)
     return x - excess / (normal * normal).sum(-1, keepdim=True) * normal
 
 
@@ -230,7 +224,7 @@ def halfspace(x: Tensor, normal: Tensor, offset: Number) -> Tensor:
         >>> halfspace(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0]), 3.0)
         tensor([1., 1.])
     """
-    within = (normal * x).sum(-1, keepdim=True) <= _per_vector(offset, x)
+    within = (normal * x).sum(-1, keepdim=True) <= per_vector(offset, x)
     return torch.where(within, x, hyperplane(x, normal, offset))
 
 
@@ -260,12 +254,7 @@ def affine_set(x: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return x - weights @ matrix
 
 
-def _per_vector(number: Number, x: Tensor) -> Tensor:
+def per_vector(number: Number, x: Tensor) -> Tensor:
     """Return a number for each vector, to broadcast with these."""
     found = torch.as_tensor(number, dtype=x.dtype, device=x.device)
     return found.unsqueeze(-1)
-
-
-def _is_traced(*tensors: Tensor) -> bool:
-    """Return whether the values of tensors cannot be looked at."""
-    return torch.compiler.is_compiling() or any(is_functorch_wrapped_tensor(t) for t in tensors)
