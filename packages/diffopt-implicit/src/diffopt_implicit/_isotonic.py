@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,19 +47,18 @@ def isotonic_l2(x: Tensor, weights: Tensor | None = None) -> Tensor:
         Programming 47, 1990.
     """
     x = vectors(x)
-    if weights is None:
-        weights = torch.ones_like(x)
-    elif not is_traced(weights) and not bool((weights > 0).all()):
+    w = torch.ones_like(x) if weights is None else weights
+    if not is_traced(w) and not bool((w > 0).all()):
         raise ValueError("`weights` must be positive; leave out the elements of weight 0.")
     # Deviations from the mean, so that sums lose no digits to a common offset.
     offset = x.detach().mean(-1, keepdim=True)
-    x, weights = torch.broadcast_tensors(x - offset, weights)
+    centered, w = torch.broadcast_tensors(x - offset, w)
 
     def average(x: Tensor, weights: Tensor, blocks: Tensor) -> Tensor:
         return block_sums(weights * x, blocks) / block_sums(weights, blocks)
 
-    blocks = pooled(lambda blocks: average(x.detach(), weights.detach(), blocks), x)
-    return offset + average(x, weights, blocks)
+    blocks = pooled(partial(average, centered.detach(), w.detach()), centered)
+    return offset + average(centered, w, blocks)
 
 
 def isotonic_kl(x: Tensor, log_weights: Tensor | None = None) -> Tensor:
@@ -85,14 +85,13 @@ def isotonic_kl(x: Tensor, log_weights: Tensor | None = None) -> Tensor:
         2020, proposition 4.
     """
     x = vectors(x)
-    log_weights = torch.zeros_like(x) if log_weights is None else log_weights
-    x, log_weights = torch.broadcast_tensors(x, log_weights)
+    x, w = torch.broadcast_tensors(x, torch.zeros_like(x) if log_weights is None else log_weights)
 
     def average(x: Tensor, log_weights: Tensor, blocks: Tensor) -> Tensor:
         return block_logsumexp(x, blocks) - block_logsumexp(log_weights, blocks)
 
-    blocks = pooled(lambda blocks: average(x.detach(), log_weights.detach(), blocks), x)
-    return average(x, log_weights, blocks)
+    blocks = pooled(partial(average, x.detach(), w.detach()), x)
+    return average(x, w, blocks)
 
 
 def soft_sort(x: Tensor, strength: float | Tensor = 1.0, *, descending: bool = False) -> Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffopt_implicit._condition import attach_root
-from diffopt_implicit._linear_info import OnFailure
-from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._saddle_point import equilibration, refined, solve_saddle_point
+from diffopt_implicit._saddle_point import equilibration, refined
 
 # NOTE [which derivative at a kink]
 # The solution is differentiated as that of the program whose active constraints are equations
@@ -100,22 +96,13 @@ def target(program: Program, low: Tensor, up: Tensor) -> Tensor:
     return torch.where(up, program.upper, torch.where(low, program.lower, 0.0))
 
 
-def attached(program: Program, pair: Pair, on_failure: OnFailure) -> Pair:
-    """Return a solution, differentiable in all that the program is made of."""
-    Q, c, C, _, _ = program
-    low, up = (rows.detach() for rows in held(program, pair.y))
-    check = RootCheck(on_inexact="ignore" if on_failure == "ignore" else "warn")
-    solve = functools.partial(solve_saddle_point, c.shape[-1])
-    args = (Q, c, C, target(program, low, up), low | up)
-    return attach_root(active_condition, pair, args, {}, solve, check)
-
-
-def active_condition(
-    pair: Pair, Q: Tensor, c: Tensor, C: Tensor, value: Tensor, active: Tensor
-) -> Pair:
-    """Return what vanishes at the solution, the active rows being known."""
-    slope = 0.5 * (Q @ pair.x + pair.x @ Q) + c + pair.y @ C
-    return Pair(slope, torch.where(active, C @ pair.x - value, -pair.y))
+def condition(program: Program, pair: Pair) -> Pair:
+    """Return what vanishes at the solution, differentiable as the note above says."""
+    value = program.C @ pair.x
+    low, up = held(program, pair.y.detach())
+    beyond = violation(program, pair) + pair.y  # of `C x + y`, beyond its bounds
+    rows = torch.where(low | up, value - target(program, low, up), beyond.detach() - pair.y)
+    return Pair(gradient(program, pair), rows)
 
 
 def largest(vector: Tensor) -> Tensor:

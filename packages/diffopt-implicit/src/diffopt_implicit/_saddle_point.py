@@ -6,9 +6,11 @@ import functools
 from collections.abc import Callable
 
 import torch
+from pytree_core import tree_leaves
 from torch import Tensor
 
-from diffopt_implicit._linear_info import LinearSolveInfo
+from diffopt_implicit._kkt import KKTSolution
+from diffopt_implicit._linear_info import LinearSolveInfo, OnFailure
 from diffopt_implicit._linear_system import (
     MatVec,
     Stopping,
@@ -34,23 +36,23 @@ REFINEMENTS = 50
 EQUILIBRATIONS = 5
 
 
-def solve_saddle_point(primal: int, matvec: MatVec, b: Tree) -> Tree:
-    """Solve a system of `primal` unknowns, and multipliers that do not meet one another.
+def solve_saddle_point(matvec: MatVec, b: KKTSolution, *, on_failure: OnFailure = "raise") -> Tree:
+    """Solve for a point and multipliers that do not meet one another.
 
     The matrix is ``[[Q, B], [C, E]]``, with ``E`` diagonal, of entries 0 and -1, positive
     semidefinite ``Q``, and rows of ``C`` that are those of ``B^T`` where ``E`` is 0. It may be
     singular.
     """
-    algorithm = functools.partial(written_out, primal)
+    primal = sum(leaf.numel() for leaf in tree_leaves(b.primal))
     found, _ = solve_on_vectors(
         "The system of the active constraints",
-        algorithm,
+        functools.partial(written_out, primal),
         matvec,
         b,
         ridge=0.0,
         tol=None,
         atol=0.0,
-        on_failure="raise",
+        on_failure=on_failure,
     )
     return found
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from diffopt_implicit._batches import over_batches
 from diffopt_implicit._cg import solve_cg
 from diffopt_implicit._condition import LinearSolver, attach_root
-from diffopt_implicit._linear_info import OnFailure, check_on_failure
 from diffopt_implicit._linear_system import check_nonnegative, check_positive
 from diffopt_implicit._root_check import RootCheck
+from diffopt_implicit._solvers._status import SolverError
 from diffopt_implicit._torch import any_true, is_traced, levels
 
 # NOTE [the condition of the potentials]
@@ -48,26 +48,6 @@ class TransportPlan(NamedTuple):
     g: Tensor
     iter_num: Tensor
     error: Tensor
-
-
-class SinkhornError(RuntimeError):
-    """The iterations of `sinkhorn` ended before the masses were met.
-
-    Attributes:
-        error: By how much they are missed, of each example.
-
-    Example:
-        >>> import torch
-        >>> try:
-        ...     sinkhorn(torch.tensor([[0.0, 1.0], [2.0, 5.0]]), maxiter=2)
-        ... except SinkhornError as error:
-        ...     print(str(error)[:28])
-        `sinkhorn` misses the masses
-    """
-
-    def __init__(self, message: str, error: Tensor | None = None) -> None:
-        super().__init__(message)
-        self.error = error
 
 
 def sinkhorn(
@@ -108,7 +88,7 @@ def sinkhorn(
         a derivative in one of them alone is that of both sums moving halfway.
 
     Raises:
-        SinkhornError: If `maxiter` is not enough.
+        SolverError: If `maxiter` is not enough; its `state` is the `TransportPlan` so far.
         ValueError: If masses are not positive, or of different sums.
 
     Example:
@@ -128,16 +108,16 @@ def sinkhorn(
     """
     check_positive("regularization", regularization)
     check_positive("maxiter", maxiter)
-    tol = torch.finfo(cost.dtype).eps ** 0.75 if tol is None else tol
-    check_nonnegative("tol", tol)
+    goal = torch.finfo(cost.dtype).eps ** 0.75 if tol is None else tol
+    check_nonnegative("tol", goal)
     n, m = cost.shape[-2:]
     a = torch.full_like(cost[..., 0], 1 / n) if a is None else a
     b = torch.full_like(cost[..., 0, :], 1 / m) if b is None else b
     check_masses(cost, a, b)
     strength = torch.as_tensor(regularization, dtype=cost.dtype, device=cost.device)
-    core = functools.partial(transported, tol, maxiter, implicit_diff_solve)
+    core = functools.partial(transported, goal, maxiter, implicit_diff_solve)
     moved = over_batches(core, (cost, a, b, strength), (2, 1, 1, 0))
-    report(moved, tol)
+    report(moved, goal)
     return moved
 
 
@@ -233,11 +213,11 @@ def report(moved: TransportPlan, tol: float) -> None:
     """Raise if any example has not converged."""
     if not any_true(~(moved.error <= tol)):
         return
-    raise SinkhornError(
+    raise SolverError(
         f"`sinkhorn` misses the masses by up to {worst(moved.error):.2g} of them after "
         f"{worst(moved.iter_num)} iterations, where {tol:.2g} is asked for. Raise "
         "`regularization`, `maxiter` or `tol`, or work in float64.",
-        moved.error,
+        moved,
     )
 
 

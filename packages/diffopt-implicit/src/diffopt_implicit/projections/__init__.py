@@ -18,3 +18,9 @@ from diffopt_implicit.projections._elementary import l2_sphere as l2_sphere
 from diffopt_implicit.projections._elementary import linf_ball as linf_ball
 from diffopt_implicit.projections._elementary import non_negative as non_negative
 from diffopt_implicit.projections._elementary import simplex as simplex
+from diffopt_implicit.projections._polyhedra import box_section as box_section
+from diffopt_implicit.projections._polyhedra import polyhedron as polyhedron
+from diffopt_implicit.projections._transport import birkhoff as birkhoff
+from diffopt_implicit.projections._transport import kl_birkhoff as kl_birkhoff
+from diffopt_implicit.projections._transport import kl_transport as kl_transport
+from diffopt_implicit.projections._transport import transport as transport
