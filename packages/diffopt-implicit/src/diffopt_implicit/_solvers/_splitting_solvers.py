@@ -185,10 +185,10 @@ class OSQP(SplittingSolver):
     Example:
         >>> import torch
         >>> Q, c = torch.eye(2), torch.tensor([-1.0, -2.0], requires_grad=True)
-        >>> G, h = torch.tensor([[1.0, 1.0]]), torch.tensor([1.0])
+        >>> G, h = torch.tensor([[1.0, 1.0]]), torch.tensor([2.0])
         >>> solution = OSQP().run(None, (Q, c), None, (G, h)).params
         >>> solution.primal, solution.dual_ineq
-        (tensor([0., 1.], grad_fn=...), tensor([1.], grad_fn=...))
+        (tensor([0.5000, 1.5000], grad_fn=...), tensor([0.5000], grad_fn=...))
         >>> torch.autograd.grad(solution.primal[0], c)
         (tensor([-0.5000,  0.5000]),)
 
@@ -248,8 +248,10 @@ class BoxQP(SplittingSolver):
         >>> import torch
         >>> Q, c = torch.eye(2), torch.tensor([-3.0, -0.5], requires_grad=True)
         >>> x = BoxQP().run(None, (Q, c), (0.0, 1.0)).params.primal
-        >>> x, torch.autograd.grad(x.sum(), c)
-        (tensor([1.0000, 0.5000], grad_fn=...), (tensor([-0., -1.]),))
+        >>> x
+        tensor([1.0000, 0.5000], grad_fn=...)
+        >>> torch.autograd.grad(x[1], c)[0][1]
+        tensor(-1.)
     """
 
     def program(self, params_obj: tuple[Tensor, Tensor], params_ineq: tuple[Any, Any]) -> Program:

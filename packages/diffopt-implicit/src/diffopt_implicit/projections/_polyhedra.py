@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from diffopt_implicit._batches import over_batches
+from diffopt_implicit._qp_layer import solve_batch
 from diffopt_implicit._solvers._splitting_solvers import OSQP
 from diffopt_implicit._torch import any_true
 from diffopt_implicit.projections._elementary import Number, per_vector
@@ -39,23 +37,12 @@ def polyhedron(
 
     Example:
         >>> import torch
-        >>> G, h = torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0])
+        >>> G, h = torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0, 0.25])
         >>> polyhedron(torch.tensor([1.0, 1.0]), G=G, h=h)
-        tensor([0., 1.])
+        tensor([0.2500, 0.7500])
     """
-    if (A is None) != (b is None) or (G is None) != (h is None):
-        raise ValueError("`polyhedron` takes `A` with `b`, and `G` with `h`, or neither.")
-    parts = [(t, rank) for t, rank in ((A, 2), (b, 1), (G, 2), (h, 1)) if t is not None]
-    core = functools.partial(nearest, A is not None)
-    return over_batches(core, (x, *(t for t, _ in parts)), (1, *(rank for _, rank in parts)))
-
-
-def nearest(has_equations: bool, x: Tensor, *constraints: Tensor) -> Tensor:
-    """Project one vector."""
-    equations = constraints[:2] if has_equations else None
-    rest = constraints[2:] if has_equations else constraints
-    eye = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    return OSQP().run(None, (eye, -x), equations, rest or None).params.primal
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return solve_batch(OSQP(), eye, -x, G, h, A, b).primal
 
 
 def box_section(x: Tensor, lower: Number, upper: Number, weights: Tensor, value: Number) -> Tensor:

@@ -68,9 +68,9 @@ def birkhoff(x: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> birkhoff(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-        tensor([[1., 0.],
-                [0., 1.]])
+        >>> birkhoff(torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+        tensor([[0.7500, 0.2500],
+                [0.2500, 0.7500]])
     """
     return transport(x, *ones(x))
 
