@@ -58,6 +58,18 @@ def is_traced(*tensors: Tensor) -> bool:
     return torch.compiler.is_compiling() or any(map(is_wrapped, tensors))
 
 
+def plain(tensor: Tensor, name: str) -> Tensor:
+    """Return the values of `tensor`, outside of every transform, for what is not of torch."""
+    for level in levels(tensor):
+        if _functorch.is_batchedtensor(level):
+            raise ValueError(
+                f"`{name}` leaves torch and cannot be mapped by `torch.func.vmap`: call it for one "
+                "example after another."
+            )
+        tensor = level
+    return tensor.detach()
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Tell whether a transform around this call differentiates `tensor`."""
     return (is_wrapped(tensor) and is_tracked(tensor)) or has_tangent(tensor)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffopt_implicit._solvers._adjoints import Implicit, chosen_adjoint
+from diffopt_implicit._solvers._implicit_only import check_implicit
 from diffopt_implicit._solvers._solver import Solver
 from diffopt_implicit._solvers._status import SolverStatus, judged, running
 from diffopt_implicit._solvers._step import OptStep
@@ -72,11 +72,7 @@ class Bisection(Solver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(chosen_adjoint(self.adjoint), Implicit):
-            raise ValueError(
-                "The iterates of `Bisection` have no derivatives, and its limit has: "
-                "`adjoint` must be 'implicit' or an `Implicit`."
-            )
+        check_implicit(self)
 
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> BisectionState:
         """Return the state before the first update; `init_params` is not used."""
