@@ -29,6 +29,10 @@ SETS = {
         lambda y: (y @ NORMAL - 0.7).abs(),
     ),
     "halfspace": (lambda x: projections.halfspace(x, NORMAL, 0.7), lambda y: y @ NORMAL - 0.7),
+    "box_section": (
+        lambda x: projections.box_section(x, -0.4, 0.9, NORMAL, 0.7),
+        lambda y: (y @ NORMAL - 0.7).abs() + torch.maximum(-0.4 - y, y - 0.9).clamp_min(0).amax(-1),
+    ),
     "affine_set": (
         lambda x: projections.affine_set(x, MATRIX, OFFSET),
         lambda y: (y @ MATRIX.T - OFFSET).abs().amax(-1),
@@ -119,6 +123,53 @@ def test_boxes_may_be_trees_and_learned():
     assert_close(found["b"][0], x["b"][0].clamp(-1.0, 0.5))
     with pytest.raises(ValueError, match="`lower` must not be above `upper`"):
         projections.box(x, 1.0, 0.0)
+
+
+def test_sections_of_boxes_may_be_learned_and_infinite():
+    x, weights = points(3), NORMAL.clone()
+    low, high = -points(1, 1)[0].abs(), 1 + points(1, 2)[0].abs()
+    value = 0.5 * (weights @ (low + high)) * torch.tensor([0.9, 1.0, 1.1], dtype=torch.float64)
+    inputs = tuple(t.clone().requires_grad_() for t in (x, low, high, weights, value))
+    assert gradcheck(projections.box_section, inputs, check_forward_ad=True)
+    assert gradgradcheck(projections.box_section, inputs)
+    ones = torch.ones(4, dtype=torch.float64)
+    found = projections.box_section(x, 0.0, torch.inf, ones, 0.8)
+    assert_close(found, projections.simplex(x, 0.8))
+    jacobian = torch.func.jacrev(lambda x: projections.box_section(x, 0.0, torch.inf, ones, 0.8))
+    assert_close(jacobian(x[0]), torch.func.jacrev(lambda x: projections.simplex(x, 0.8))(x[0]))
+    free = projections.box_section(x, -torch.inf, torch.inf, NORMAL, 0.3)
+    assert_close(free, projections.hyperplane(x, NORMAL, 0.3))
+    unweighted = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    part = projections.box_section(x, -0.1, 0.5, unweighted, 0.3)
+    assert_close(part[:, 1], x[:, 1].clamp(-0.1, 0.5))
+    assert_close(part @ unweighted, torch.full((3,), 0.3, dtype=torch.float64))
+    corner = projections.box_section(x, 0.0, 1.0, ones, 4.0)
+    assert_close(corner, torch.ones(3, 4, dtype=torch.float64))
+    each = torch.vmap(lambda x, v: projections.box_section(x, low, high, weights, v))(x, value)
+    assert_close(each, projections.box_section(x, low, high, weights, value))
+
+
+def test_sections_that_are_empty_are_refused():
+    with pytest.raises(ValueError, match="No point of the box has this `value`"):
+        projections.box_section(torch.zeros(2), 0.0, 1.0, torch.ones(2), 3.0)
+    with pytest.raises(ValueError, match="`lower` must not be above `upper`"):
+        projections.box_section(torch.zeros(2), 1.0, 0.0, torch.ones(2), 0.5)
+
+
+def test_polyhedra_are_what_simpler_sets_are():
+    x, eye = points(20), torch.eye(4, dtype=torch.float64)
+    zero, one = torch.zeros(4, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    simplex = projections.polyhedron(x, one.expand(1, 4), one, -eye, zero)
+    assert_close(simplex, projections.simplex(x), rtol=0, atol=1e-10)
+    plane = projections.polyhedron(x, MATRIX, OFFSET)
+    assert_close(plane, projections.affine_set(x, MATRIX, OFFSET), rtol=0, atol=1e-10)
+    half = projections.polyhedron(x, G=NORMAL[None], h=0.3 * one)
+    assert_close(half, projections.halfspace(x, NORMAL, 0.3), rtol=0, atol=1e-10)
+    inputs = (x[:2], MATRIX, OFFSET, points(3, 4), points(1, 5)[0, :3].abs())
+    inputs = tuple(t.clone().requires_grad_() for t in inputs)
+    assert gradcheck(projections.polyhedron, inputs, check_forward_ad=True)
+    with pytest.raises(ValueError, match="`G` is given with `h`"):
+        projections.polyhedron(x, G=eye)
 
 
 # Proximal operators

@@ -60,7 +60,9 @@ def solve_regularized(gram: Tensor, weight: Tensor, right: Tensor) -> Tensor:
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     matrix = gram + weight * eye
     factor, failed = torch.linalg.cholesky_ex(matrix)
-    if any_true(failed != 0):
+    pivots = factor.diagonal(dim1=-2, dim2=-1) ** 2
+    rounding = len(eye) * torch.finfo(gram.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
+    if any_true((failed != 0) | (pivots <= rounding).any(-1)):
         raise ValueError(
             "The least squares are singular: features or samples depend on one another, or are "
             "not finite. Raise `penalty`."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import torch
 from pytree_core import tree_leaves
@@ -29,7 +28,7 @@ from diffopt_implicit._torch import any_true
 # so is its derivative: the systems are consistent. With d on the diagonal of the first block,
 # and -d on that of the second, the matrix is regular whatever Q >= 0 and C are, and refinement
 # with it converges to a solution of the system as it was, if there is one. If there is none,
-# the residual says so. d balances the digits lost in the factors, which are of size 1 / d,
+# the residual says so. d balances the digits lost in the inverse, which is of size 1 / d,
 # against the rate of refinement, which is that of d.
 REGULARIZATION = 0.4  # as a power of the rounding error
 REFINEMENTS = 50
@@ -79,11 +78,11 @@ def written_out(
 
 def refined(matrix: Tensor, b: Tensor, primal: int) -> Tensor:
     """Solve a system whose matrix is of size 1, by refinement with a regular one nearby."""
-    correct = near_inverse(matrix, primal)
+    inverse = near_inverse(matrix, primal)
     best = x = torch.zeros_like(b)
     residual, least = b, torch.full_like(norm(b), torch.inf)
     for _ in range(REFINEMENTS):
-        x = x + correct(residual)
+        x = x + inverse @ residual
         residual = b - matrix @ x
         # Halved at least at each step; afterwards rounding is all there is.
         improves = norm(residual) < 0.5 * least
@@ -94,21 +93,12 @@ def refined(matrix: Tensor, b: Tensor, primal: int) -> Tensor:
     return best
 
 
-def near_inverse(matrix: Tensor, primal: int) -> Callable[[Tensor], Tensor]:
-    """Return the inverse of the regularized matrix, by its Schur complement."""
-    delta = torch.finfo(matrix.dtype).eps ** REGULARIZATION
-    upper, lower = matrix[:primal, primal:], matrix[primal:, :primal]
-    pivots = matrix[primal:, primal:].diagonal() - delta
-    eye = torch.eye(primal, dtype=matrix.dtype, device=matrix.device)
-    complement = matrix[:primal, :primal] + delta * eye - (upper / pivots) @ lower
-    inverse, _ = torch.linalg.inv_ex(complement)
-
-    def apply(b: Tensor) -> Tensor:
-        top, bottom = b[:primal], b[primal:]
-        x = inverse @ (top - upper @ (bottom / pivots))
-        return torch.cat([x, (bottom - lower @ x) / pivots])
-
-    return apply
+def near_inverse(matrix: Tensor, primal: int) -> Tensor:
+    """Return the inverse of the regularized matrix."""
+    # Not by its Schur complement, which is smaller: that has the square of the condition.
+    delta = torch.full_like(matrix[0], torch.finfo(matrix.dtype).eps ** REGULARIZATION)
+    signs = torch.where(torch.arange(len(delta), device=delta.device) < primal, delta, -delta)
+    return torch.linalg.inv_ex(matrix + signs.diag()).inverse
 
 
 def equilibration(matrix: Tensor) -> Tensor:

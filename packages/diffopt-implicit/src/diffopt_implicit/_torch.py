@@ -16,6 +16,8 @@ Tensors = tuple[Tensor, ...]
 # Solvers branch on values, so `torch.compile` breaks its graph around what this decorates. It is
 # `torch.compiler.disable`, but for importing Dynamo, a second or more, when first called.
 outside_graphs = _disable_dynamo
+# Within it operations see tensors as they are, and not as levels of `torch.func` that are active.
+outside_transforms = torch._C._DisableFuncTorch
 
 
 def levels(tensor: Tensor) -> Iterator[Tensor]:
@@ -67,7 +69,8 @@ def plain(tensor: Tensor, name: str) -> Tensor:
                 "example after another."
             )
         tensor = level
-    return tensor.detach()
+    with outside_transforms():
+        return tensor.detach()
 
 
 def is_transformed(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pytree_core import tree_leaves
 from torch import Tensor
 
 from diffopt_implicit._solvers._implicit_only import check_implicit
@@ -77,9 +78,12 @@ class Bisection(Solver):
     def init_state(self, init_params: Any, *args: Any, **kwargs: Any) -> BisectionState:
         """Return the state before the first update; `init_params` is not used."""
         del init_params
-        low, high = torch.as_tensor(self.lower), torch.as_tensor(self.upper)
+        like = working((self.lower, self.upper, args, kwargs))
+        low, high = (
+            torch.as_tensor(end, dtype=like.dtype, device=like.device)
+            for end in (self.lower, self.upper)
+        )
         ends = [self._value(x, args, kwargs) for x in (low, high)]
-        low, high = low.to(ends[0].dtype), high.to(ends[0].dtype)
         if self.check_bracket and any_true(~(ends[0].sign() * ends[1].sign() <= 0) | (low > high)):
             raise ValueError(
                 "`Bisection` needs `lower` below `upper`, with values of opposite signs there; got "
@@ -127,6 +131,16 @@ class Bisection(Solver):
                 "`torch.func.vmap`."
             )
         return value
+
+
+def working(tree: Any) -> Tensor:
+    """Return a scalar in the widest dtype, and on the device, of the tensors of a tree."""
+    tensors = [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+    dtype = torch.get_default_dtype() if not tensors else tensors[0].dtype
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    device = tensors[0].device if tensors else None
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def described(value: Tensor) -> str:

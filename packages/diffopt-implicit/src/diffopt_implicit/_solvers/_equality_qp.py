@@ -53,7 +53,8 @@ class EqualityQP(Solver):
     """Minimize ``<x, Q x> / 2 + <c, x>`` with ``A x = b``, by one linear system.
 
     It is called as ``run(init_params, params_obj, params_eq)``, with ``params_obj = (Q, c)`` and
-    ``params_eq = (A, b)``, or None, and gives a `KKTSolution`; `init_params` is not used. ``Q``
+    ``params_eq = (A, b)``, or None, and gives a `KKTSolution`, whose multipliers of what is not
+    there have no elements; `init_params` is not used. ``Q``
     must be positive definite along the constraints: otherwise what is found is stationary, and
     no minimum. Constraints may depend on one another.
 
@@ -108,7 +109,9 @@ class EqualityQP(Solver):
         params_eq: tuple[Any, Tree] | None = None,
     ) -> OptStep:
         """Solve the system."""
-        like = KKTSolution(params_obj[1], None if params_eq is None else params_eq[1])
+        space = Coordinates.of(params_obj[1], "`c`")
+        none = space.vector(params_obj[1], "`c`")[:0]
+        like = KKTSolution(params_obj[1], none if params_eq is None else params_eq[1], none)
         zero = tree_map(torch.zeros_like, like)
         constant = self.optimality_fun(zero, params_obj, params_eq)
 
@@ -140,8 +143,13 @@ class EqualityQP(Solver):
             A, b = eq
             return tree_sub(self.matvec_A(A, x), b)
 
-        condition = kkt_optimality(objective, None if params_eq is None else equality)
-        return condition(params, params_obj, params_eq)
+        if params_eq is None:
+            condition = kkt_optimality(objective)
+            found = condition(KKTSolution(params.primal), params_obj, params_eq)
+            return params._replace(primal=found.primal)
+        condition = kkt_optimality(objective, equality)
+        found = condition(params._replace(dual_ineq=None), params_obj, params_eq)
+        return found._replace(dual_ineq=params.dual_ineq)
 
 
 def size(tree: Tree) -> Tensor:

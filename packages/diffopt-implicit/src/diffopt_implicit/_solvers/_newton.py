@@ -111,10 +111,11 @@ class Newton(Solver):
         if not any_true(renewed):
             return check_square(fun(x), x), state.inverse, torch.zeros_like(renewed)
         value, jacobian = fun.linearized(x)
+        check_square(value, x)
         inverse, failed = torch.linalg.inv_ex(jacobian)
         usable = (failed == 0) & inverse.detach().isfinite().all()
         kept = torch.where(renewed & usable, inverse, state.inverse)
-        return check_square(value, x), kept, renewed & ~usable
+        return value, kept, renewed & ~usable
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return ``F(x)``."""

@@ -18,7 +18,7 @@ from diffopt_implicit._solvers._jacobian import VectorFunction
 from diffopt_implicit._solvers._solver import Solver
 from diffopt_implicit._solvers._status import SolverStatus, report
 from diffopt_implicit._solvers._step import OptStep
-from diffopt_implicit._torch import plain, vjp
+from diffopt_implicit._torch import outside_transforms, plain, vjp
 
 
 class ScipyState(NamedTuple):
@@ -53,7 +53,9 @@ class Bridge:
 
     def out(self, tensor: Tensor) -> Any:
         """Hand a tensor to SciPy."""
-        return plain(tensor, self.name).double().cpu().numpy()
+        values = plain(tensor, self.name)
+        with outside_transforms():
+            return values.double().cpu().numpy()
 
     def into(self, x: Any) -> Tensor:
         """Take a vector from SciPy."""

@@ -19,6 +19,7 @@ WITHOUT_GRADIENT = {"nelder-mead", "powell", "cobyla", "cobyqa"}
 WITH_HESSIAN = {"dogleg", "trust-exact"}
 WITH_HESSIAN_PRODUCT = {"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"}
 ROOT_WITH_JACOBIAN = {"hybr", "lm"}
+COUNTING_CALLS = {"hybr", "df-sane"}  # and not iterations, of which each takes one or more
 
 # Of a squared residual, in units of the squared scale, as SciPy defines them.
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -68,7 +69,7 @@ class ScipyMinimize(ScipySolver):
     Example:
         >>> import torch
         >>> a = torch.tensor([2.0, 4.0], dtype=torch.float64, requires_grad=True)
-        >>> solver = ScipyMinimize(lambda x, a: (x.exp() - a * x).sum(), tol=1e-8)
+        >>> solver = ScipyMinimize(lambda x, a: (x.exp() - a * x).sum(), tol=1e-6)
         >>> x = solver.run(torch.zeros_like(a), a).params  # log(a)
         >>> torch.autograd.grad(x.sum(), a)
         (tensor([0.5000, 0.2500], dtype=torch.float64),)
@@ -135,7 +136,7 @@ def bound_vector(bridge: Bridge, bound: Tree, params: Tree) -> Any:
     """Return the bounds of all elements."""
 
     def expanded(leaf: Tensor, number: Any) -> Tensor:
-        return torch.as_tensor(number).to(leaf).expand_as(leaf)
+        return torch.as_tensor(number, dtype=leaf.dtype, device=leaf.device).expand_as(leaf)
 
     tree = tree_map(expanded, params, tree_broadcast_prefix(bound, params))
     return bridge.out(bridge.function.space.vector(tree, "A bound"))
@@ -170,8 +171,7 @@ class ScipyRootFinding(ScipySolver):
         """Call SciPy."""
         bridge = self.bridge(self.fun, init_params, args, kwargs)
         exact = self.method.lower() in ROOT_WITH_JACOBIAN
-        # These two count calls, of which an iteration takes one or more.
-        most = "maxfev" if self.method.lower() == "hybr" else "maxiter"
+        most = "maxfev" if self.method.lower() in COUNTING_CALLS else "maxiter"
         result = optimize.root(
             bridge.linearized if exact else bridge.values,
             bridge.out(bridge.like),

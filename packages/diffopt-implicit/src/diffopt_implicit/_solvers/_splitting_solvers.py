@@ -88,10 +88,6 @@ class SplittingSolver(Solver):
     def solution(self, pair: Pair, *args: Any, **kwargs: Any) -> KKTSolution:
         """Name the parts of a solution."""
 
-    @abstractmethod
-    def pair(self, solution: KKTSolution) -> Pair:
-        """Undo `solution`."""
-
     def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> QPState:
         """Return the state before the first update."""
         program = self.program(*args, **kwargs)
@@ -142,13 +138,13 @@ class SplittingSolver(Solver):
 
     def optimality_fun(self, params: KKTSolution, *args: Any, **kwargs: Any) -> KKTSolution:
         """Return the gradient of the Lagrangian, and the violation of each constraint."""
-        residual = condition(self.program(*args, **kwargs), self.pair(params))
+        residual = condition(self.program(*args, **kwargs), paired(params))
         return self.solution(residual, *args, **kwargs)
 
     def _start(self, init_params: Tree, program: Program) -> Pair:
         if init_params is None:
             return Pair(torch.zeros_like(program.c), torch.zeros_like(program.C[:, 0]))
-        return self.pair(init_params)
+        return paired(init_params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +166,8 @@ class OSQP(SplittingSolver):
 
     and gives a `KKTSolution`: ``primal`` (n,), ``dual_eq`` (p,), ``dual_ineq`` (m,), with
     ``Q x + c + A^T dual_eq + G^T dual_ineq = 0``. A multiplier in ``dual_ineq`` is positive at
-    an upper bound, negative at a lower one, and 0 elsewhere. Batches by `torch.func.vmap`.
+    an upper bound, negative at a lower one, and 0 elsewhere. Multipliers of what is None have no
+    elements. Batches by `torch.func.vmap`.
 
     Derivatives are those of the program whose constraints with multipliers are equations. A
     constraint that is touched, and has the multiplier 0, counts as absent: of the one-sided
@@ -221,14 +218,9 @@ class OSQP(SplittingSolver):
         params_ineq: tuple[Tensor, ...] | None = None,
     ) -> KKTSolution:
         """Tell the multipliers of equations from those of inequalities."""
+        del params_obj, params_ineq
         count = 0 if params_eq is None else len(params_eq[1])
-        dual_eq = None if params_eq is None else pair.y[:count]
-        return KKTSolution(pair.x, dual_eq, None if params_ineq is None else pair.y[count:])
-
-    def pair(self, solution: KKTSolution) -> Pair:
-        """Put multipliers together."""
-        parts = [part for part in solution[1:] if part is not None]
-        return Pair(solution.primal, torch.cat([solution.primal[:0], *parts]))
+        return KKTSolution(pair.x, pair.y[:count], pair.y[count:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +250,10 @@ class BoxQP(SplittingSolver):
         """Bound each element."""
         Q, c = checked_objective(params_obj)
         eye = torch.eye(len(c), dtype=c.dtype, device=c.device)
-        lower, upper = (torch.as_tensor(bound).to(c).expand_as(c) for bound in params_ineq)
+        lower, upper = (
+            torch.as_tensor(bound, dtype=c.dtype, device=c.device).expand_as(c)
+            for bound in params_ineq
+        )
         return Program(Q, c, *checked_rows("params_ineq", c, eye, lower, upper))
 
     def solution(
@@ -266,11 +261,12 @@ class BoxQP(SplittingSolver):
     ) -> KKTSolution:
         """Name the multipliers."""
         del params_obj, params_ineq
-        return KKTSolution(pair.x, None, pair.y)
+        return KKTSolution(pair.x, pair.y[:0], pair.y)
 
-    def pair(self, solution: KKTSolution) -> Pair:
-        """Undo `solution`."""
-        return Pair(solution.primal, solution.dual_ineq)
+
+def paired(solution: KKTSolution) -> Pair:
+    """Put the parts of a solution together."""
+    return Pair(solution.primal, torch.cat([solution.dual_eq, solution.dual_ineq]))
 
 
 def checked_objective(params_obj: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ def box_section(x: Tensor, lower: Number, upper: Number, weights: Tensor, value:
         >>> box_section(x, 0.0, 1.0, torch.ones(3), 1.0)  # as on a simplex
         tensor([0., 1., 0.])
     """
-    low, high = (torch.as_tensor(bound).to(x) for bound in (lower, upper))
+    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lower, upper))
     x, low, high, weights = torch.broadcast_tensors(x, low, high, weights.to(x))
     total = per_vector(value, x).expand_as(x[..., :1])
     with torch.no_grad():

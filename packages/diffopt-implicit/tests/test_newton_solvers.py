@@ -1,0 +1,350 @@
+"""Newton's method and its relatives, bisection, and the simplex of Nelder and Mead."""
+
+import pytest
+import torch
+from diffopt_implicit import (
+    Bisection,
+    Dogleg,
+    GaussNewton,
+    LevenbergMarquardt,
+    NelderMead,
+    Newton,
+    SolverError,
+    SolverStatus,
+    SteihaugCG,
+    TrustRegion,
+)
+from implicit_problems import X, Y, normal, ridge_objective, ridge_solution
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import grad, hessian, jacfwd, jacrev, vmap
+from torch.testing import assert_close
+
+ONE = torch.ones((), dtype=torch.float64)
+tight = {"tol": 1e-11, "on_failure": "raise"}
+
+
+def rosenbrock(x):
+    return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+
+
+def himmelblau(x):
+    return (x[0] ** 2 + x[1] - 11) ** 2 + (x[0] + x[1] ** 2 - 7) ** 2
+
+
+HIMMELBLAU = torch.tensor(
+    [
+        [3.0, 2.0],
+        [3.584428340, -1.848126527],
+        [-3.779310253, -3.283185991],
+        [-2.805118087, 3.131312518],
+    ],
+    dtype=torch.float64,
+)
+QUADRANTS = torch.tensor([[3.0, 1.0], [3.0, -1.0], [-3.0, -3.0], [-3.0, 3.0]]).double()
+FAR = torch.tensor([-1.2, 1.0], dtype=torch.float64)
+
+
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, fun):
+        self.fun, self.calls = fun, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.fun(*args)
+
+
+def tree_condition(x, a):
+    return {"u": x["u"] ** 3 + 0.3 * x["v"] - a, "v": x["v"].exp() - 2 + 0.1 * x["u"].sum()}
+
+
+def tree_residual(x, a):
+    found = tree_condition(x, a)
+    return [found["u"], found["v"], 0.2 * x["u"]]
+
+
+def tree_objective(x, a):
+    return sum(part.square().sum() for part in tree_residual(x, a))
+
+
+def tree_start():
+    return {"u": torch.ones(2, dtype=torch.float64), "v": 0.5 * ONE}
+
+
+MINIMIZERS = {
+    "steihaug": (TrustRegion, tree_objective, {}),
+    "dogleg": (TrustRegion, tree_objective, {"subproblem": Dogleg()}),
+    "gauss": (GaussNewton, tree_residual, {}),
+    "levenberg": (LevenbergMarquardt, tree_residual, {}),
+}
+SOLVERS = MINIMIZERS | {
+    "newton": (Newton, tree_condition, {}),
+    "chord": (Newton, tree_condition, {"jacobian_every": None}),
+    "shamanskii": (Newton, tree_condition, {"jacobian_every": 3}),
+}
+
+
+def made(name, **options):
+    make, fun, fixed = SOLVERS[name]
+    return make(fun, **fixed, **(tight | options))
+
+
+def end(solver, a):
+    x = solver.run(tree_start(), a).params
+    return torch.cat([x["u"], x["v"][None]])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_trees_are_solved_with_derivatives_to_second_order(name):
+    solver = made(name)
+    a = torch.tensor([1.5, 0.8], dtype=torch.float64)
+    assert solver.l2_optimality_error(solver.run(tree_start(), a).params, a) < 1e-10
+    assert gradcheck(lambda a: end(solver, a), a.requires_grad_(), check_forward_ad=True)
+    assert gradgradcheck(lambda a: end(solver, a), a)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_implicit_derivatives_are_those_of_the_unrolled_iterations(name):
+    a = torch.tensor([1.5, 0.8], dtype=torch.float64)
+    # Once more than needed: the last step carries the derivative.
+    slopes = [
+        jacrev(lambda a, s=s: end(s, a))(a) for s in (made(name), made(name, adjoint="unroll"))
+    ]
+    assert_close(*slopes, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_batch_is_a_loop(name):
+    solver = made(name)
+    far = [0.9, 1.8] if name == "chord" else [0.2, 3.0]  # which needs a Jacobian of its own
+    batch = torch.tensor([[1.5, 0.8], far, [1.0, 1.0]], dtype=torch.float64)
+    found, state = vmap(lambda a: solver.run(tree_start(), a))(batch)
+    slopes = vmap(jacrev(lambda a: end(solver, a)))(batch)
+    for i, a in enumerate(batch):
+        alone, one = solver.run(tree_start(), a)
+        assert_close(found["u"][i], alone["u"], rtol=1e-9, atol=1e-10)
+        assert state.iter_num[i] == one.iter_num
+        assert state.num_fun_eval[i] == one.num_fun_eval
+        assert_close(slopes[i], jacfwd(lambda a: end(solver, a))(a), rtol=1e-7, atol=1e-8)
+    assert len(set(state.iter_num.tolist())) > 1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_single_precision_stays_so(name):
+    start = {"u": torch.ones(2), "v": torch.tensor(0.5)}
+    a = torch.tensor([1.5, 0.8])
+    make, fun, fixed = SOLVERS[name]
+    found = make(fun, tol=1e-5, on_failure="raise", **fixed).run(start, a).params
+    assert found["u"].dtype == torch.float32
+    exact = made(name).run(tree_start(), a.double()).params
+    assert_close(found["u"].double(), exact["u"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_calls_are_counted_as_they_are(name):
+    make, fun, fixed = SOLVERS[name]
+    counted = Counted(fun)
+    state = make(counted, **fixed, **tight).run(tree_start(), normal(2).abs() + 1).state
+    assert state.num_fun_eval == counted.calls
+    assert state.status == SolverStatus.CONVERGED
+
+
+# Newton
+
+
+def test_newton_converges_quadratically_and_the_chord_method_with_one_jacobian():
+    cube = lambda x, a: x**3 - a
+    x, state = Newton(cube, **tight).run(1.3 * ONE, 2 * ONE)
+    assert_close(x, 2 ** (1 / 3) * ONE)
+    assert state.iter_num == state.num_jac_eval <= 5
+    chord = Newton(cube, jacobian_every=None, **tight).run(1.3 * ONE, 2 * ONE)
+    assert_close(chord.params, x, rtol=1e-9, atol=0)
+    assert chord.state.num_jac_eval == 1 < state.iter_num < chord.state.iter_num
+    third = Newton(cube, jacobian_every=3, **tight).run(1.3 * ONE, 2 * ONE).state
+    assert third.num_jac_eval == -(-third.iter_num // 3)
+
+
+def test_first_and_second_derivative_of_a_cube_root():  # O-40
+    root = lambda a: Newton(lambda x, a: x**3 - a, **tight).run(ONE, a).params
+    assert_close(grad(root)(2 * ONE), 0.20998684164914552 * ONE)
+    assert_close(grad(grad(root))(2 * ONE), -0.06999561388304851 * ONE)
+    many = torch.linspace(0.5, 5, 64, dtype=torch.float64)
+    assert_close(vmap(grad(root))(many), torch.stack([grad(root)(a) for a in many]))
+
+
+def test_newton_on_a_gradient_finds_a_minimum_nearby():
+    x = Newton(grad(ridge_objective), **tight).run(torch.zeros(3).double(), ONE, X, Y).params
+    assert_close(x, ridge_solution(ONE, X, Y))
+
+
+def test_newton_says_when_there_is_no_step():
+    with pytest.raises(SolverError, match="STALLED"):
+        Newton(lambda x: x**2 + 1, on_failure="raise").run(0 * ONE)
+    with pytest.raises(SolverError, match="NONFINITE"):
+        Newton(lambda x: x.log(), on_failure="raise").run(-ONE)
+    with pytest.raises(ValueError, match="as many equations as unknowns, got 2 and 1"):
+        Newton(lambda x: torch.stack([x, x])).run(ONE)
+    with pytest.raises(ValueError, match="`jacobian_every` must be positive"):
+        Newton(torch.sin, jacobian_every=0)
+
+
+# Minima
+
+
+@pytest.mark.parametrize("subproblem", [SteihaugCG(), Dogleg()])
+def test_trust_regions_find_known_minima(subproblem):  # O-46
+    solver = TrustRegion(rosenbrock, subproblem, **tight)
+    assert_close(solver.run(FAR).params, torch.ones(2).double(), rtol=1e-9, atol=0)
+    found = vmap(TrustRegion(himmelblau, subproblem, **tight).run)(QUADRANTS).params
+    assert_close(found, HIMMELBLAU, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("subproblem", [SteihaugCG(), Dogleg()])
+def test_steps_stay_in_the_ball_and_on_quadratics_are_newtons(subproblem):
+    for seed in range(20):
+        half = normal(4, 4, seed=seed)
+        hessian_matrix = half + half.T if seed % 2 else half @ half.T + 0.1 * torch.eye(4)
+        slope, radius = normal(4, seed=100 + seed), 0.7 * ONE
+        step, curved, products = subproblem(slope, lambda v, h=hessian_matrix: h @ v, radius)
+        assert step.norm() <= 0.7 * (1 + 1e-12)
+        assert_close(curved, hessian_matrix @ step)
+        assert products > 0
+        model = lambda p, g=slope, h=hessian_matrix: g @ p + 0.5 * p @ h @ p
+        t = torch.linspace(0, 0.7 / slope.norm().item(), 200, dtype=torch.float64)
+        cauchy = vmap(model)(-t[:, None] * slope).min()
+        assert model(step) <= cauchy + 1e-12
+        if not seed % 2 and isinstance(subproblem, Dogleg):
+            far = subproblem(slope, lambda v, h=hessian_matrix: h @ v, 1e6 * ONE).step
+            assert_close(far, -torch.linalg.solve(hessian_matrix, slope))
+
+
+def test_trust_regions_leave_maxima_and_report_functions_that_break():
+    hill = lambda x: -(-x.square().sum()).exp() * 0 + (x.square().sum() - 1) ** 2
+    x = TrustRegion(hill, **tight).run(torch.tensor([1e-3, 0.0]).double()).params
+    assert_close(x.norm(), ONE)
+    with pytest.raises(SolverError, match="NONFINITE"):
+        TrustRegion(lambda x: x.log().sum(), on_failure="raise").run(-torch.ones(2))
+    # No value beyond 1 is finite: the region shrinks until it is within.
+    inside = TrustRegion(lambda x: -(1 - x).log() - 3 * x, radius=10.0, **tight).run(0 * ONE)
+    assert_close(inside.params, 2 / 3 * ONE)
+    with pytest.raises(ValueError, match="`radius` must be positive"):
+        TrustRegion(rosenbrock, radius=0.0)
+
+
+def test_levenberg_marquardt_crosses_a_valley_where_gauss_newton_may_not():
+    residual = lambda x: torch.stack([10 * (x[1] - x[0] ** 2), 1 - x[0]])
+    x, state = LevenbergMarquardt(residual, **tight).run(FAR)
+    assert_close(x, torch.ones(2).double())
+    assert_close(state.value, 0 * ONE, rtol=0, atol=1e-20)
+    # arctan: Gauss and Newton's step from 2 goes farther and farther.
+    atan = lambda x: x.arctan()
+    assert_close(LevenbergMarquardt(atan, **tight).run(2 * ONE).params, 0 * ONE, rtol=0, atol=1e-10)
+    assert GaussNewton(atan, maxiter=8, on_failure="ignore").run(2 * ONE).params.abs() > 10
+
+
+@pytest.mark.parametrize("make", [GaussNewton, LevenbergMarquardt])
+def test_linear_least_squares_take_the_closed_form(make):
+    x = make(lambda w: X @ w - Y, tol=1e-8, on_failure="raise").run(torch.zeros(3).double()).params
+    assert_close(x, torch.linalg.lstsq(X, Y[:, None]).solution[:, 0], rtol=1e-7, atol=1e-8)
+    # Fewer residuals than unknowns: of all solutions the one nearest to the start.
+    wide = make(lambda w: X[:2] @ w - Y[:2], tol=1e-8, on_failure="raise")
+    assert_close(
+        wide.run(torch.zeros(3).double()).params,
+        torch.linalg.pinv(X[:2]) @ Y[:2],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_simplex_walks_find_known_minima_and_count_their_calls():
+    counted = Counted(rosenbrock)
+    x, state = NelderMead(counted, tol=1e-9, on_failure="raise").run(FAR)
+    assert_close(x, torch.ones(2).double(), rtol=1e-6, atol=0)
+    assert state.num_fun_eval == counted.calls
+    solver = NelderMead(himmelblau, tol=1e-9, on_failure="raise")
+    found, state = vmap(solver.run)(QUADRANTS)
+    assert_close(found, HIMMELBLAU, rtol=1e-6, atol=1e-6)
+    for i, start in enumerate(QUADRANTS):
+        assert solver.run(start).state.num_fun_eval == state.num_fun_eval[i]
+
+
+def test_simplex_walks_shrink_and_take_values_that_are_none_for_the_worst():
+    spike = lambda x: x.abs().sum().sqrt() + 0.1 * (40 * x).cos().sum()
+    counted = Counted(spike)
+    state = NelderMead(counted, tol=1e-6, maxiter=500).run(normal(3)).state
+    assert state.num_fun_eval == counted.calls
+    x = NelderMead(lambda x: x - 3 * x.log(), tol=1e-8).run(0.2 * ONE).params
+    assert_close(x, 3 * ONE, rtol=1e-6, atol=0)
+
+
+def test_a_minimum_found_by_values_has_implicit_derivatives():
+    objective = lambda x, a: (x.cosh() - a * x).sum()
+    a = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    solver = NelderMead(objective, tol=1e-10)
+    minimum = lambda a: solver.run(torch.zeros(2).double(), a).params
+    slope = torch.diag(1 / (1 + a * a).sqrt())  # x = arsinh(a)
+    assert_close(jacrev(minimum)(a), slope, rtol=1e-6, atol=1e-6)
+    assert_close(jacfwd(minimum)(a), slope, rtol=1e-6, atol=1e-6)
+    assert hessian(lambda a: minimum(a).sum())(a).isfinite().all()
+    with pytest.raises(ValueError, match="iterates of `NelderMead` have no derivatives"):
+        NelderMead(objective, adjoint="unroll")
+    with pytest.raises(ValueError, match="`initial_size` must be positive"):
+        NelderMead(objective, initial_size=0.0)
+
+
+# Bisection
+
+
+def test_bisection_finds_the_threshold_of_a_simplex():  # O-39
+    x = torch.tensor([0.3, -0.2, 1.4, 0.9], dtype=torch.float64)
+    excess = lambda t, x: (x - t).clamp(min=0).sum() - 1
+    solver = Bisection(excess, lower=-1.0, upper=2.0, tol=1e-14, on_failure="raise")
+    t = solver.run(None, x).params
+    assert_close(
+        (x - t).clamp(min=0), torch.tensor([0, 0, 0.75, 0.25]).double(), rtol=0, atol=1e-12
+    )
+    threshold = lambda x: solver.run(None, x).params
+    assert_close(jacrev(threshold)(x), torch.tensor([0, 0, 0.5, 0.5]).double())
+    assert gradcheck(threshold, x.requires_grad_(), check_forward_ad=True)
+
+
+def test_bisection_ends_at_once_at_a_root_and_works_both_ways():
+    counted = Counted(lambda x: x - 0.5)
+    x, state = Bisection(counted, 0.0, 1.0).run(None)
+    assert x == 0.5
+    assert state.iter_num == 1
+    assert state.num_fun_eval == counted.calls == 3
+    falling = Bisection(lambda x: 0.3 - x, 0.0, 1.0, tol=1e-7).run(None).params
+    assert_close(falling, torch.tensor(0.3), rtol=1e-5, atol=0)
+    for end in (0.1, 0.7):
+        at_end = Bisection(lambda x, end: x - end, 0.1, 0.7).run(None, end * ONE)
+        assert at_end.params == end * ONE
+        assert at_end.state.iter_num == 1
+
+
+def test_each_bracket_of_a_batch_is_halved_for_itself():
+    many = torch.tensor([0.1, 1.0, 3.9], dtype=torch.float64)
+    square = lambda upper: (
+        lambda a: Bisection(lambda x, a: x**2 - a, 0.0, upper, tol=1e-12, on_failure="raise").run(
+            None, a
+        )
+    )
+    found, state = vmap(square(2.0))(many)
+    assert_close(found, many.sqrt(), rtol=1e-10, atol=0)
+    assert state.iter_num[1] == 1 < state.iter_num[0]
+    assert_close(vmap(grad(lambda a: square(2.0)(a).params))(many), 0.5 / many.sqrt())
+
+
+def test_brackets_that_are_none_are_refused():
+    above = lambda x: x**2 + 1
+    with pytest.raises(ValueError, match=r"got 2 at 1 and 5 at 2. Widen the bracket"):
+        Bisection(above, 1.0, 2.0).run(None)
+    with pytest.raises(ValueError, match="`lower` below `upper`"):
+        Bisection(lambda x: x, 1.0, -1.0).run(None)
+    with pytest.raises(ValueError, match="both scalars: map over more"):
+        Bisection(lambda x: x * torch.ones(2), -1.0, 1.0).run(None)
+    with pytest.raises(ValueError, match="iterates of `Bisection` have no derivatives"):
+        Bisection(lambda x: x, -1.0, 1.0, adjoint="unroll")
+    ends = Bisection(above, -1.0, 1.0, check_bracket=False).run(None).params
+    assert ends.abs() > 0.99
