@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffopt_implicit._linear_system import check_positive
-from diffopt_implicit._torch import any_true, is_traced
+from diffopt_implicit._torch import any_true, is_traced, outside_graphs
 
 # NOTE [pooling in parallel]
 # Adjacent violators may be pooled in any order, and a decreasing run of blocks ends up as one,
@@ -180,6 +180,7 @@ def ranks(x: Tensor) -> Tensor:
     return torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
 
 
+@outside_graphs
 def pooled(average: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return the number of the block of each element, once block averages do not decrease.
 

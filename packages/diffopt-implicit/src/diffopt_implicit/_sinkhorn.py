@@ -14,7 +14,7 @@ from diffopt_implicit._condition import LinearSolver, attach_root
 from diffopt_implicit._linear_system import check_nonnegative, check_positive
 from diffopt_implicit._root_check import RootCheck
 from diffopt_implicit._solvers._status import SolverError
-from diffopt_implicit._torch import any_true, is_traced, levels
+from diffopt_implicit._torch import any_true, is_traced, levels, outside_graphs
 
 # NOTE [the condition of the potentials]
 # The marginals of the plan are right where the gradient of the dual objective vanishes. Its
@@ -50,6 +50,7 @@ class TransportPlan(NamedTuple):
     error: Tensor
 
 
+@outside_graphs
 def sinkhorn(
     cost: Tensor,
     a: Tensor | None = None,

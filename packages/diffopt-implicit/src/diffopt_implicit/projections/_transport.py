@@ -11,7 +11,7 @@ from diffopt_implicit._condition import attach_root
 from diffopt_implicit._root_check import RootCheck
 from diffopt_implicit._sinkhorn import check_masses, sinkhorn
 from diffopt_implicit._solvers._status import SolverError
-from diffopt_implicit._torch import any_true
+from diffopt_implicit._torch import any_true, outside_graphs
 
 # NOTE [Newton's method on the dual of a projection]
 # The projection of X is max(X + f 1^T + 1 g^T, 0), and (f, g) minimizes a convex, piecewise
@@ -24,6 +24,7 @@ MAXITER = 500
 HALVINGS = 40
 
 
+@outside_graphs
 def transport(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Project on the matrices that are non-negative, with given sums of rows and of columns.
 
