@@ -167,6 +167,9 @@ def test_doubly_stochastic_matrices_stay_where_they_are():
     center = torch.eye(3, dtype=torch.float64) - 1 / 3
     expected = torch.einsum("ik,jl->ijkl", center, center)
     assert_close(jacrev(projections.birkhoff)(inside), expected)
+    # So it is on the boundary, at entries that are just 0.
+    edge = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.25, 0.5], [0.25, 0.25, 0.5]]).double()
+    assert_close(jacrev(projections.birkhoff)(edge), expected)
 
 
 def test_in_relative_entropy_it_is_the_transport_of_the_negative():  # O-42

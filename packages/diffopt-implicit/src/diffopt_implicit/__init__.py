@@ -73,10 +73,10 @@ from diffopt_implicit._solvers._adjoints import Implicit as Implicit
 from diffopt_implicit._solvers._adjoints import Unroll as Unroll
 from diffopt_implicit._solvers._anderson_wrapper import AndersonWrapper as AndersonWrapper
 from diffopt_implicit._solvers._backtracking import BacktrackingLineSearch as BacktrackingLineSearch
+from diffopt_implicit._solvers._bisection import Bisection as Bisection
 from diffopt_implicit._solvers._block_coordinate_descent import (
     BlockCoordinateDescent as BlockCoordinateDescent,
 )
-from diffopt_implicit._solvers._bisection import Bisection as Bisection
 from diffopt_implicit._solvers._broyden import Broyden as Broyden
 from diffopt_implicit._solvers._equality_qp import EqualityQP as EqualityQP
 from diffopt_implicit._solvers._fixed_point_solvers import (
@@ -87,10 +87,14 @@ from diffopt_implicit._solvers._fixed_point_solvers import (
 )
 from diffopt_implicit._solvers._hager_zhang import HagerZhangLineSearch as HagerZhangLineSearch
 from diffopt_implicit._solvers._lbfgsb import LBFGSB as LBFGSB
+from diffopt_implicit._solvers._least_squares import GaussNewton as GaussNewton
+from diffopt_implicit._solvers._least_squares import LevenbergMarquardt as LevenbergMarquardt
 from diffopt_implicit._solvers._line_search import LineSearch as LineSearch
 from diffopt_implicit._solvers._mirror_descent import MirrorDescent as MirrorDescent
 from diffopt_implicit._solvers._mirror_descent import MirrorMap as MirrorMap
 from diffopt_implicit._solvers._mirror_descent import kl_simplex as kl_simplex
+from diffopt_implicit._solvers._nelder_mead import NelderMead as NelderMead
+from diffopt_implicit._solvers._newton import Newton as Newton
 from diffopt_implicit._solvers._nonlinear_cg import NonlinearCG as NonlinearCG
 from diffopt_implicit._solvers._optimizer_solver import OptimizerSolver as OptimizerSolver
 from diffopt_implicit._solvers._proximal_gradient import GradientDescent as GradientDescent
@@ -98,10 +102,6 @@ from diffopt_implicit._solvers._proximal_gradient import ProjectedGradient as Pr
 from diffopt_implicit._solvers._proximal_gradient import ProximalGradient as ProximalGradient
 from diffopt_implicit._solvers._quasi_newton import BFGS as BFGS
 from diffopt_implicit._solvers._quasi_newton import LBFGS as LBFGS
-from diffopt_implicit._solvers._least_squares import GaussNewton as GaussNewton
-from diffopt_implicit._solvers._least_squares import LevenbergMarquardt as LevenbergMarquardt
-from diffopt_implicit._solvers._nelder_mead import NelderMead as NelderMead
-from diffopt_implicit._solvers._newton import Newton as Newton
 from diffopt_implicit._solvers._scipy_solvers import ScipyBoundedMinimize as ScipyBoundedMinimize
 from diffopt_implicit._solvers._scipy_solvers import ScipyLeastSquares as ScipyLeastSquares
 from diffopt_implicit._solvers._scipy_solvers import ScipyMinimize as ScipyMinimize
@@ -115,10 +115,10 @@ from diffopt_implicit._solvers._status import SolverWarning as SolverWarning
 from diffopt_implicit._solvers._step import OptStep as OptStep
 from diffopt_implicit._solvers._stochastic import ArmijoSGD as ArmijoSGD
 from diffopt_implicit._solvers._stochastic import PolyakSGD as PolyakSGD
-from diffopt_implicit._solvers._zoom import ZoomLineSearch as ZoomLineSearch
 from diffopt_implicit._solvers._trust_region import Dogleg as Dogleg
 from diffopt_implicit._solvers._trust_region import SteihaugCG as SteihaugCG
 from diffopt_implicit._solvers._trust_region import TrustRegion as TrustRegion
+from diffopt_implicit._solvers._zoom import ZoomLineSearch as ZoomLineSearch
 from diffopt_implicit._stochastic_adjoint import StochasticAdjoint as StochasticAdjoint
 from diffopt_implicit._unrolled_adjoints import FixedPoint as FixedPoint
 from diffopt_implicit._unrolled_adjoints import IdentityApprox as IdentityApprox
