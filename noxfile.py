@@ -59,7 +59,9 @@ def run_tests(session: nox.Session, *packages: str, also: tuple[str, ...] = ()) 
     """Run the tests and the docstrings' examples of `packages`, as they are installed."""
     tests = [f"packages/{package}/tests" for package in packages]
     modules = [import_name(package) for package in packages]
-    arguments = session.posargs or [*tests, *also, "--doctest-modules", "--pyargs", *modules]
+    everything = [*tests, *also, "--doctest-modules", "--pyargs", *modules]
+    outcomes = f"--junitxml={ROOT / '.cache' / 'tests.xml'}"  # for the feature matrix
+    arguments = session.posargs or ([*everything, outcomes] if also else everything)
     session.run("python", "-m", "pytest", *arguments)
 
 
@@ -131,6 +133,12 @@ def lint(session: nox.Session) -> None:
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
 
 
+@nox.session(venv_backend="none")
+def release(session: nox.Session) -> None:
+    """Give a package a new version and its changelog a title; without arguments, list them."""
+    session.run(sys.executable, "release.py", *session.posargs, external=True)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site, built into site/; a warning, such as a broken link, is an error."""
@@ -161,6 +169,14 @@ def wheels(session: nox.Session) -> None:
         session.run(*pip, "-c", str(CONSTRAINTS), f"{built}[test]", external=True)
         with session.chdir(home):
             session.run(python, "-m", "pytest", "-q", "tests", external=True)
+
+
+@nox.session(name="platform-wheels")
+def platform_wheels(session: nox.Session) -> None:
+    """Wheels of the native packages for this platform and each Python, into wheelhouse/."""
+    session.install("-c", str(CONSTRAINTS), "cibuildwheel")
+    for package in session.posargs or NATIVE:
+        session.run("cibuildwheel", "--output-dir", "wheelhouse", f"packages/{package}")
 
 
 @nox.session
@@ -198,4 +214,6 @@ def bench(session: nox.Session) -> None:
     session.install("--no-deps", "torchopt")
     session.install("--no-deps", "--ignore-requires-python", "betty-ml==0.2.1")
     for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
-        session.run("python", str(path), *session.posargs)
+        results = path.parent / "results" / f"{path.stem.removeprefix('bench_')}.json"
+        kept = () if "--quick" in session.posargs else ("--json", str(results))
+        session.run("python", str(path), *kept, *session.posargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # the extension beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # the extensions beside this file
 
 project = "diffopt"
 author = "The diffopt developers"
@@ -17,8 +17,9 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "reference",
+    "feature_matrix",
+    "benchmark_report",
 ]
-exclude_patterns = ["conf.py", "reference.py"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
