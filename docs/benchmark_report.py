@@ -1,4 +1,4 @@
-"""The benchmark page: tables and pictures of benchmarks/results, written for the site by `docs/conf.py`."""
+"""The benchmark page of the site: tables and pictures of what lies in benchmarks/results."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def section(script: Path, measured: dict[str, Any], folder: Path) -> Iterator[st
     setting = f"{measured['machine']}, {measured['cores']} cores, {measured['date']}"
     yield f"\n## {title.rstrip('.')}\n\n{rest.partition('    nox -s')[0].strip()}\n"
     yield f"`python benchmarks/{script.name}`; {measured['unit']}; {versions}; {setting}.\n"
-    times = measured["unit"].startswith("microseconds")
     for k, (name, rows) in enumerate(tables(measured["results"])):
+        columns = {column for row in rows.values() for column in row}
+        times = measured["unit"].startswith("microseconds") and not columns & {"MiB", "s"}
         yield f"**{name}**\n" if name else ""
         yield table(rows, times) + "\n"
         if times and len(rows) > 1:
@@ -102,11 +103,8 @@ def draw(rows: dict[str, Row], path: Path) -> None:
     peers = list(dict.fromkeys(name for row in rows.values() for name in list(row)[1:]))
     figure, axes = plt.subplots(figsize=(7, 1.0 + 0.32 * len(rows)), layout="constrained")
     for k, peer in enumerate(peers):
-        points = [
-            (row[peer] / next(iter(row.values())), y)
-            for y, row in enumerate(rows.values())
-            if peer in row
-        ]
+        present = [(y, row) for y, row in enumerate(rows.values()) if peer in row]
+        points = [(row[peer] / next(iter(row.values())), y) for y, row in present]
         axes.scatter(*zip(*points, strict=True), label=peer, color=f"C{k % 10}", s=26, zorder=3)
     axes.axvline(1, color="0.4", linewidth=1)
     axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""The feature matrix: what the last test run proved, written for the site by `docs/conf.py`."""
+"""The feature matrix of the site: what the last run of the tests proved."""
 
 from __future__ import annotations
 
