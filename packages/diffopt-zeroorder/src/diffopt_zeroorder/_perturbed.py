@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Gumbel, Normal
+from torch.distributions import Gumbel, Normal
 
 from diffopt_zeroorder._black_box import loop, outside_graphs
 from diffopt_zeroorder._decorator import check_num_samples
@@ -17,7 +17,8 @@ from diffopt_zeroorder._evaluate import as_tensor
 from diffopt_zeroorder._noise import draw_seed, global_seed
 from diffopt_zeroorder._sigma import checked_sigma
 
-NOISES: dict[str, Distribution] = {"normal": Normal(0.0, 1.0), "gumbel": Gumbel(0.0, 1.0)}
+# Made where they are used: the first one that is made lets torch import for half a second.
+NOISES: dict[str, type[Normal | Gumbel]] = {"normal": Normal, "gumbel": Gumbel}
 
 
 class Values(torch.autograd.Function):
@@ -68,13 +69,13 @@ class Sampled:
             raise TypeError(f"A perturbed function takes a floating-point tensor, got {got}.")
         start = x.detach()
         with global_seed(int(draw_seed(self.generator)), torch.device("cpu")):
-            z = NOISES[self.noise].sample((self.num_samples, *start.shape)).to(start)
+            z = NOISES[self.noise](0.0, 1.0).sample((self.num_samples, *start.shape)).to(start)
         return z, Values.apply(self.fun, start + self.step * z)
 
     def mean(self, x: Tensor, z: Tensor, values: Tensor) -> Tensor:
         """Return the mean of the values, with its derivatives."""
         # The density of the points, that do not move with `x`, under the law that does.
-        law = NOISES[self.noise]
+        law = NOISES[self.noise](0.0, 1.0)
         log_prob = law.log_prob(z + (x.detach() - x) / self.step).reshape(len(z), -1).sum(1)
         others = (values.sum(0) - values) / (len(z) - 1)
         box = dice(log_prob).reshape(-1, *[1] * (values.dim() - 1))
