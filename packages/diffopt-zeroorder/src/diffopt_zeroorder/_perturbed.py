@@ -18,7 +18,7 @@ from diffopt_zeroorder._noise import draw_seed, global_seed
 from diffopt_zeroorder._sigma import checked_sigma
 
 # Made where they are used: the first one that is made lets torch import for half a second.
-NOISES: dict[str, type[Normal | Gumbel]] = {"normal": Normal, "gumbel": Gumbel}
+NOISES: dict[str, Any] = {"normal": Normal, "gumbel": Gumbel}
 
 
 class Values(torch.autograd.Function):
