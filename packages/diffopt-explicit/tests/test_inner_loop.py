@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffopt_explicit import FunctionalModule, InnerOptimizer, adam, inner_loop, sgd
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 
@@ -136,6 +137,22 @@ def test_untracked_steps_are_the_same_and_keep_no_graph():
     assert not ends[0].is_leaf
     assert ends[1].is_leaf
     assert not opt.state[0].slots[0]["weight"].requires_grad
+
+
+def test_untracked_steps_refuse_tangents_that_they_would_lose():
+    module, lr = nn.Linear(2, 1), torch.tensor(0.1)
+
+    def end(lr, track):
+        with inner_loop(module, sgd(lr=lr), track=track) as (fmodule, opt):
+            opt.step(fmodule(torch.ones(3, 2)).square().mean())
+            return fmodule.params["weight"]
+
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(lr, torch.ones(()))
+        assert forward_ad.unpack_dual(end(dual, True)).tangent.abs().min() > 0
+        with pytest.raises(RuntimeError, match=r"`track=False` keep no derivative.*Track them"):
+            end(dual, False)
+        assert end(lr, False).shape == (1, 2)
 
 
 def test_the_inner_gradient_is_that_of_the_fast_weights_alone():

@@ -174,6 +174,11 @@ def forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor carries a tangent of forward mode."""
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def by_transform(
     loss: Callable[..., Any], params: Tree, arguments: tuple[Tree, ...], *, create_graph: bool
 ) -> tuple[Tensor, Any, Tree]:

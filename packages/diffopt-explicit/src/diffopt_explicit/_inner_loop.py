@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffopt_explicit._from_torch import from_torch
-from diffopt_explicit._gradient import require_grad
+from diffopt_explicit._gradient import forward_mode, has_tangent, require_grad
 from diffopt_explicit._note import Notes
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._places import places, tensors
 from diffopt_explicit._step import GradCallback, step
 from diffopt_explicit._transform import Transform, check_transform
-from diffopt_explicit._trees import detach
+from diffopt_explicit._trees import detach, tree_leaves
 
 
 class FunctionalModule:
@@ -119,6 +119,7 @@ class InnerOptimizer:
         Raises:
             ValueError: If the loss is not a 0-d tensor, depends on no fast weight, or has lost its
                 graph. The weights and the state are then as before.
+            RuntimeError: If an untracked loop meets tangents of forward mode.
         """
         with torch.set_grad_enabled(self._track):
             after, state = step(
@@ -126,6 +127,12 @@ class InnerOptimizer:
                 create_graph=self._track and not first_order,
                 override=override,
                 grad_callback=grad_callback,
+            )
+        if not self._track and forward_mode() and any(map(has_tangent, tree_leaves(after))):
+            raise RuntimeError(
+                "Steps of an inner loop with `track=False` keep no derivative, so the tangents "
+                "that arrive here in forward mode would be lost. Track them, or give the loop "
+                "values without tangents."
             )
         self._notes.step(after)
         self._fmodule.params = after if self._track else require_grad(detach(after))

@@ -32,10 +32,10 @@ def step(
     grads = gradient(loss, params, create_graph=create_graph)
     if grad_callback is not None:
         grads = grad_callback(grads)
-    return advance(tx, grads, state, params)
+    return updated(tx, grads, state, params)
 
 
-def advance(tx: Transform, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+def updated(tx: Transform, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
     """Return the parameters and the state after an update by these gradients."""
     first = next_number()
     updates, state = tx.update(grads, state, params)

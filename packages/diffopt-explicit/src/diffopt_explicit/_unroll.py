@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from diffopt_explicit._gradient import Gradient, Recorded
-from diffopt_explicit._step import advance
+from diffopt_explicit._step import updated
 from diffopt_explicit._store import Adjoint, Inputs, Step, Store
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import detach
@@ -149,7 +149,7 @@ def inner_step(
         value, extra, grads = gradient.take(
             loss, before, arguments, aux=aux, create_graph=create_graph and not first_order
         )
-        return advance(tx, grads, state, before), value, extra
+        return updated(tx, grads, state, before), value, extra
 
     return step
 
