@@ -72,7 +72,7 @@ def page(features: dict[str, Any], outcomes: dict[tuple[str, str], list[str]]) -
     lines = [INTRODUCTION]
     for section in features["sections"]:
         lines.append(f"\n## {section['name']}\n")
-        lines.append(f"| feature | ours | proved by | {' | '.join(peers)} |")
+        lines.append(f"| feature | ours | {' | '.join(peers)} | proved by |")
         lines.append(f"|---|---|---|{'---|' * len(peers)}")
         lines += [row_of(row, outcomes) for row in section["rows"]]
     return "\n".join(lines) + "\n"
@@ -85,7 +85,7 @@ def row_of(row: dict[str, Any], outcomes: dict[tuple[str, str], list[str]]) -> s
     proofs = [f"`{test}`: {told(test, outcomes)}" for test in tests]
     proof = "<br>".join([*proofs, note] if note else proofs)
     signs = " | ".join(SIGNS[sign] for sign in row["peers"].split())
-    return f"| {row['feature']} | {ours} | {proof} | {signs} |"
+    return f"| {row['feature']} | {ours} | {signs} | {proof} |"
 
 
 def told(test: str, outcomes: dict[tuple[str, str], list[str]]) -> str:

@@ -32,6 +32,6 @@ def test_the_page_tells_what_a_run_said(tmp_path):
     outcomes = matrix.read_outcomes(results)
     row = {"feature": "SGD", "wheel": "w", "peers": "Y P - n", "tests": ["explicit/test_sgd::a"]}
     assert matrix.row_of(row, outcomes) == (
-        "| SGD | w | `explicit/test_sgd::a`: 1 passed, 1 failed | ● | ◐ |  | n/a |"
+        "| SGD | w | ● | ◐ |  | n/a | `explicit/test_sgd::a`: 1 passed, 1 failed |"
     )
     assert "not run" in matrix.row_of(row, {})

@@ -99,13 +99,15 @@ class Dispatch:
             self._count(rank, -1)
             self._fail(error)
         else:
-            future.add_done_callback(lambda future: self._receive(request, rank, future))
+            future.add_done_callback(lambda future: self._receive(request, rank, future, again))
 
-    def _receive(self, request: Request, rank: int, future: torch.futures.Future[Any]) -> None:
+    def _receive(
+        self, request: Request, rank: int, future: torch.futures.Future[Any], again: bool
+    ) -> None:
         """Take an answer, in the thread in which it came."""
         try:
             answer = _engine.answer(future)
-            if isinstance(answer, Failure) and answer.gone:
+            if isinstance(answer, Failure) and answer.gone and not again:
                 self._send(request, rank, again=True)  # which counts no failure: a lease has ended
                 return
             self._count(rank, -1)
