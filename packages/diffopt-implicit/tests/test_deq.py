@@ -10,6 +10,7 @@ from diffopt_implicit import (
     Broyden,
     FixedPointIteration,
     ImplicitBackward,
+    InexactRootError,
     InexactRootWarning,
     PhantomGradient,
     SolverWarning,
@@ -181,6 +182,19 @@ def test_a_fixed_point_that_is_none_is_noticed():
     z = DEQ(Layer(gain=0.9), solver=short, backward=ImplicitBackward(solve_lu))(normal(5, 4))
     with pytest.warns(InexactRootWarning):
         z.sum().backward()
+
+
+def test_one_wrong_fixed_point_among_many_is_noticed():
+    layer, x = Layer(gain=0.5), normal(400, 4)
+    z = DEQ(layer, solver=partial(AndersonAcceleration, tol=1e-12, batched=True))(x).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ImplicitBackward(solve_lu)(layer, z, x).sum().backward()
+    z[7] += 0.3 * z[7].norm()
+    with pytest.warns(InexactRootWarning, match="The root is not solved"):
+        ImplicitBackward(solve_lu)(layer, z, x).sum().backward()
+    with pytest.raises(InexactRootError):
+        ImplicitBackward(solve_lu, "raise")(layer, z, x).sum().backward()
 
 
 def test_the_penalty_estimates_the_frobenius_norm():

@@ -127,6 +127,16 @@ def test_anderson_is_the_generalized_minimal_residual_on_affine_maps():
         krylov.append(a @ krylov[-1])
 
 
+def test_anderson_goes_on_by_plain_steps_where_it_is_stuck():
+    generator = torch.Generator().manual_seed(1)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    weight, bias = draw(16, 16) / 4 * 1.4, draw(200, 16)  # no contraction
+    solver = AndersonAcceleration(
+        lambda z: torch.tanh(z @ weight.T + bias), tol=1e-6, maxiter=200, batched=True
+    )
+    assert (solver.run(torch.zeros_like(bias)).state.error <= 1e-6).all()
+
+
 @pytest.mark.parametrize("make", SOLVERS)
 def test_examples_of_a_batch_stop_on_their_own(make):
     scale = torch.tensor([0.0, 0.1, 0.5, 0.7], dtype=torch.float64)[:, None]

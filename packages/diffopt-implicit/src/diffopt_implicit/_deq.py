@@ -23,7 +23,7 @@ from diffopt_implicit._solvers._step import OptStep
 from diffopt_implicit._torch import outside_graphs
 
 EACH_ON_ITS_OWN = partial(
-    AndersonAcceleration, tol=1e-4, maxiter=40, batched=True, on_failure="ignore"
+    AndersonAcceleration, tol=1e-4, maxiter=100, batched=True, on_failure="ignore"
 )
 
 
@@ -74,8 +74,8 @@ class ImplicitBackward:
         solve: The linear solver, of ``(I - d layer / dz)^T u = v``. The default is for layers
             that take each example of a batch alone, and solves to a relative 1e-4; for others,
             or to rounding, give `solve_gmres` or `solve_normal_cg`.
-        on_inexact_root: What to do where the fixed point is too far from one, as of
-            `custom_root`.
+        on_inexact_root: What to do where the fixed point of any example is too far from one, as
+            of `custom_root`.
 
     Example:
         >>> ImplicitBackward().on_inexact_root
@@ -95,7 +95,7 @@ class ImplicitBackward:
             return functional_call(layer, params, (z, x))
 
         params = dict(layer.named_parameters())
-        check = RootCheck(on_inexact=self.on_inexact_root)
+        check = RootCheck(on_inexact=self.on_inexact_root, each=True)
         residual = FixedPointResidual(stepped)
         return attach_root(residual, z, (params, x), {}, self.solve, check, "`layer`")
 
@@ -145,7 +145,7 @@ class DEQ(nn.Module):
         layer: ``(z, x) ->`` like ``z``. Without dropout in training mode, or batch norm that
             updates its statistics, where the backward is implicit: the error says so.
         solver: Makes a `Solver` for a function ``z -> z``; default `AndersonAcceleration` with
-            ``tol=1e-4, maxiter=40, batched=True``. `FixedPointIteration` will do, and
+            ``tol=1e-4, maxiter=100, batched=True``. `FixedPointIteration` will do, and
             ``lambda T: Broyden(lambda z: z - T(z), batched=True)``.
         backward: `ImplicitBackward` or `PhantomGradient`.
 

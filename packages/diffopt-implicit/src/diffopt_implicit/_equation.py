@@ -89,9 +89,8 @@ class _Solution(torch.autograd.Function):
         residual, pull = pull_params(condition, x, params, chosen)
         pulled = pull(u)
         if check is not None and check.on_inexact != "ignore":
-            weight, moved = size(cotangents), tuple(params[i] for i in chosen)
-            gain, slope = quotient(size(u), weight), quotient(size(pulled), weight)
-            check(residual, x, gain, moved, slope)
+            slope = quotient(size(pulled), size(cotangents))
+            check(residual, x, cotangents, u, tuple(params[i] for i in chosen), slope)
         gradients: list[Tensor | None] = [None] * (1 + count + len(params))
         for i, gradient in zip(chosen, pulled, strict=True):
             gradients[1 + count + i] = -gradient
@@ -114,8 +113,8 @@ class _Solution(torch.autograd.Function):
         rhs = tuple(-moved for moved in transpose(pull, x)(steps))
         dx = linear_solution(jacobian(condition), setting.solve, rhs, (*x, *params))
         if check is not None and check.on_inexact != "ignore":
-            gain, slope = quotient(size(dx), size(rhs)), quotient(size(dx), size(steps))
-            check(residual, x, gain, tuple(params[i] for i in chosen), slope)
+            slope = quotient(size(dx), size(steps))
+            check(residual, x, rhs, dx, tuple(params[i] for i in chosen), slope)
         return dx
 
 

@@ -53,10 +53,13 @@ class RootCheck:
     Attributes:
         tol: The largest estimated relative error, positive.
         on_inexact: What to do with a larger one.
+        each: Whether the first dimension counts examples that have nothing to do with one
+            another, so that each is judged by its own residual, gain and size.
     """
 
     tol: float = 0.1
     on_inexact: OnFailure = "warn"
+    each: bool = False
 
     def __post_init__(self) -> None:
         check_positive("root_tol", self.tol)
@@ -66,20 +69,29 @@ class RootCheck:
             )
 
     def __call__(
-        self, residual: Tensors, root: Tensors, gain: Tensor, params: Tensors, slope: Tensor
+        self,
+        residual: Tensors,
+        root: Tensors,
+        rhs: Tensors,
+        solution: Tensors,
+        params: Tensors,
+        slope: Tensor,
     ) -> None:
         """Judge a root.
 
         Args:
             residual: The value of the condition there.
             root: The root.
-            gain: How much the linear system of the derivative enlarged its right-hand side.
+            rhs: The right-hand side of the linear system of the derivative.
+            solution: What solves it.
             params: What the root was differentiated in.
             slope: By how much the root moves for a change of `params` by 1, about.
         """
-        length = size(residual)
-        error = length * gain
-        reach = torch.maximum(size(root), slope * size(params))
+        measure = sizes if self.each else size
+        length, own = measure(residual), measure(root)
+        error = length * quotient(measure(solution), measure(rhs))
+        moved = slope * size(params)
+        reach = torch.where(own > 0, own, moved) if self.each else torch.maximum(own, moved)
         if not any_true(~(error <= self.tol * reach)):
             return
         message = describe(length, quotient(error, reach), self.tol)
@@ -104,6 +116,13 @@ def size(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm of all elements of floating-point tensors."""
     lengths = [torch.linalg.vector_norm(t.detach()).double() for t in tensors]
     return torch.linalg.vector_norm(torch.stack(lengths)) if lengths else torch.zeros(())
+
+
+def sizes(tensors: Tensors) -> Tensor:
+    """Return the Euclidean norm for each index of the first dimension."""
+    rows = [t.detach().reshape(len(t), -1) for t in tensors]
+    lengths = [torch.linalg.vector_norm(row, dim=1).double() for row in rows]
+    return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 
 
 def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -96,6 +96,8 @@ class AndersonState(NamedTuple):
         last: The last point and its residual ``T(x) - x``, each (examples, elements).
         steps: The last differences of points, (memory, examples, elements).
         changes: The last differences of residuals, the same.
+        mark: (examples,), the length of the residual that is to be halved.
+        since: Int64 (examples,), updates since that was set.
     """
 
     iter_num: Tensor
@@ -105,6 +107,8 @@ class AndersonState(NamedTuple):
     last: tuple[Tensor, Tensor]
     steps: Tensor
     changes: Tensor
+    mark: Tensor
+    since: Tensor
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,9 @@ class AndersonAcceleration(Solver):
 
         gamma = argmin |f - dF gamma|,   x <- x + beta f - (dX + beta dF) gamma
 
-    It needs no contraction, and takes the memory of `memory` pairs of points.
+    It needs no contraction, and takes the memory of `memory` pairs of points. Where ``2 memory``
+    updates have not halved an example's residual, as near a Jacobian with an eigenvalue near 1,
+    plain steps ``x + beta f`` follow until it is halved, ``6 memory`` at most.
 
     Attributes:
         fixed_point_fun: ``(x, *args, **kwargs) ->`` a tree like ``x``.
@@ -155,8 +161,8 @@ class AndersonAcceleration(Solver):
     def init_state(self, init_params: Tree, *args: Any, **kwargs: Any) -> AndersonState:
         """Return the state before the first update."""
         x = Rows.of(init_params, self.batched).matrix(init_params, "`init_params`").detach()
-        none = x.new_zeros(self.memory, *x.shape)
-        return AndersonState(*nothing_yet(x), (x, torch.zeros_like(x)), none, none)
+        none, common = x.new_zeros(self.memory, *x.shape), nothing_yet(x)
+        return AndersonState(*common, (x, torch.zeros_like(x)), none, none, common[1], common[0])
 
     def update(self, params: Tree, state: AndersonState, *args: Any, **kwargs: Any) -> OptStep:
         """Take one accelerated step."""
@@ -170,13 +176,24 @@ class AndersonAcceleration(Solver):
             torch.where((live & begun)[:, None], now - before, 0.0)
             for now, before in zip((x, f), state.last, strict=True)
         )
-        steps = torch.cat([state.steps[1:], step[None]])
-        changes = torch.cat([state.changes[1:], change[None]])
+        mark, since = self._progress(state, length(f.detach()))
+        fresh = (since <= 2 * self.memory)[:, None]
+        steps = torch.where(fresh, torch.cat([state.steps[1:], step[None]]), 0.0)
+        changes = torch.where(fresh, torch.cat([state.changes[1:], change[None]]), 0.0)
         gamma = combination(changes, f, self.ridge)
         away = torch.einsum("mbn,mb->bn", steps + self.beta * changes, gamma)
         moved = torch.where(live[:, None], x + self.beta * f - away, x)
         common = counted(state, error, running(state), self.tol)
-        return OptStep(rows.tree(moved), AndersonState(*common, (x, f), steps, changes))
+        return OptStep(
+            rows.tree(moved), AndersonState(*common, (x, f), steps, changes, mark, since)
+        )
+
+    def _progress(self, state: AndersonState, now: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next `mark` and `since`, given the lengths of the residuals."""
+        patience = 2 * self.memory
+        mark = torch.where(state.since == patience, now, state.mark)
+        ends = (now < 0.5 * mark) | (state.since > 4 * patience)
+        return torch.where(ends, now, mark), torch.where(ends, 0, state.since + 1)
 
     def optimality_fun(self, params: Tree, *args: Any, **kwargs: Any) -> Tree:
         """Return ``x - T(x)``."""
