@@ -222,6 +222,15 @@ def test_a_mistake_is_named_at_its_line(mistake):
     )
 
 
+def test_a_number_read_of_what_was_cut_before_is_not_the_place():
+    w, x = scalar(2.0), scalar(3.0)
+    with watch() as seen:
+        rate = (2 * w).detach()
+        loss = rate.item() * x  # as a kernel reads a rate that needs no gradient
+    [broken] = find_broken(loss, {"w": w}, seen)
+    assert (broken.reason, broken.place.text) == ("detach", "rate = (2 * w).detach()")
+
+
 def test_an_unused_head_is_unused():
     body, head = nn.Linear(2, 2), nn.Linear(2, 3)
     with watch() as seen:

@@ -186,23 +186,34 @@ class _Trail:
             i for i, v in enumerate(values) if v.slot is not None and v.slot[0] in known
         }
         self.after = reach(sorted(self.carries), self.follow)
-        ends = [seen.value_of(tensor) for tensor in targets]
-        sources = {index: list(value.sources) for index, value in enumerate(values)}
-        self.between = self.after.keys() & reach(ends, sources).keys()
+        self.ends = [seen.value_of(tensor) for tensor in targets]
+        self.sources = {index: list(value.sources) for index, value in enumerate(values)}
 
     def cuts(self) -> list[tuple[str, Call]]:
         """Calls at which the gradient's way to the outputs ends, or numbers left torch."""
+        found = self._cuts_before(self.ends)
+        if not found:
+            leaks = {i: call for i, call in enumerate(self.seen.calls) if self._leaks(call)}
+            read = [index for call in leaks.values() for index in call.inputs]
+            # What was read may have lost the gradient on a line before, as `lr.detach()` has.
+            found = self._cuts_before([index for index in read if index in self.after])
+            lines = {self.seen.calls[i].place for i in found}
+            leaks = {i: "item" for i, call in leaks.items() if not found or call.place in lines}
+            found = leaks or found
+        return [(found[index], self.seen.calls[index]) for index in sorted(found)]
+
+    def _cuts_before(self, ends: list[int]) -> dict[int, str]:
+        """The calls at which the gradient's way to some values ends, and why."""
         found: dict[int, str] = {}
+        between = self.after.keys() & reach(ends, self.sources).keys()
         goes_on: set[int] = set()  # some value made of it, or itself, has the gradient
-        for index in sorted(self.between, reverse=True):
-            later = self.between.intersection(self.follow.get(index, ()))
+        for index in sorted(between, reverse=True):
+            later = between.intersection(self.follow.get(index, ()))
             if index in self.carries or not goes_on.isdisjoint(later):
                 goes_on.add(index)
             elif not self.carries.isdisjoint(self.seen.values[index].sources):
                 found.update(self._cut_at(index))
-        if not found:
-            found = {i: "item" for i, call in enumerate(self.seen.calls) if self._leaks(call)}
-        return [(found[index], self.seen.calls[index]) for index in sorted(found)]
+        return found
 
     def _leaks(self, call: Call) -> bool:
         return call.leak and not self.after.keys().isdisjoint(call.inputs)
