@@ -163,7 +163,7 @@ def model(found: dict[str, Any]) -> dict[str, Any]:
 
 def torchopt_step(rounds: int) -> None:
     """In a world of torchrun: the same meta-step by TorchOpt's runtime."""
-    import torchopt.distributed as todist
+    import torchopt.distributed as todist  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
     here = step(meta_loss)  # before the function's name is that of TorchOpt's
