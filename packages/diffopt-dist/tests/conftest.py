@@ -37,7 +37,7 @@ def write(path, value):
     unfinished.replace(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_rank_zero(tmp_path_factory):
     """Run a function on rank 0 of a world of three processes, and return its result."""
     folder, numbers, errors = tmp_path_factory.mktemp("world"), iter(range(10**6)), queue.Queue()
