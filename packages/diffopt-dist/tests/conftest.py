@@ -1,5 +1,6 @@
 """A world of three processes that many tests share, because starting one takes seconds."""
 
+import gc
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ def serve(folder):
         except Exception as error:
             answer = False, error
         write(folder / f"answer{number}", answer)
+        del function, answer
+        gc.collect()  # of graphs in the cycles of exceptions, which another test may count
         number += 1
 
 
