@@ -74,3 +74,14 @@ def test_an_asynchronous_population_brings_its_rates_together(tmp_path):
     assert len(rates) == 6
     assert max(rates) / min(rates) < 150  # from 300
     assert (tmp_path / "population_distributed.png").stat().st_size > 10_000
+
+
+def test_graphs_of_unrolls_and_of_solutions_are_small_pictures(tmp_path):
+    printed = run("gradient_graphs.py", "--results", tmp_path)
+    boxes = {name: int(count) for name, count in re.findall(r"(\w+): \d+ nodes in (\d+)", printed)}
+
+    assert "gets no gradient" not in printed
+    assert boxes.keys() == {"maml", "imaml", "equilibrium", "thousand_steps"}
+    assert max(boxes.values()) < 20
+    assert all((tmp_path / f"{name}.html").stat().st_size > 10_000 for name in boxes)
+    assert "like this" in (tmp_path / "thousand_steps.svg").read_text()

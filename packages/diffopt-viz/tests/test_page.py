@@ -28,6 +28,12 @@ const click = (shape) => shape.dispatchEvent(new MouseEvent("click", { bubbles: 
 const told = {};
 told.closed = count();
 told.lines = document.querySelectorAll("#world > path").length;
+const inside = ({ x, y }, r) => x > r.x + 2 && x < r.x + r.width - 2 && y > r.y + 2
+  && y < r.y + r.height - 2;
+const boxes = [...document.querySelectorAll("#world rect")].map((rect) => rect.getBBox());
+told.crossings = [...document.querySelectorAll("#world > path")].filter((path) =>
+  Array.from({ length: 101 }, (_, k) => path.getPointAtLength(k * path.getTotalLength() / 100))
+    .some((point) => boxes.some((rect) => inside(point, rect)))).length;
 told.labels = shapes().map((g) => g.dataset.name);
 click(box("step 0")); told.opened = count();
 click(box("sin")); told.closedAgain = count();
@@ -57,7 +63,7 @@ def page():
     for k in range(10):
         with group(f"step {k}"):
             x = (x * 1.5).sin()
-    return build_graph(x * late, {NAME: w, "late": late}, gradients=True).to_html()
+    return build_graph((x + w) * late, {NAME: w, "late": late}, gradients=True).to_html()
 
 
 def test_the_page_asks_for_nothing_from_outside_and_names_are_harmless(page):
@@ -83,13 +89,14 @@ def test_a_browser_opens_groups_finds_names_and_highlights_ways(page, tmp_path):
     told = json.loads(html.unescape(found[1]))
 
     assert told["problems"] == []
-    assert told["closed"] == 7  # w, late, step 0, the fold, step 9, mul, output
-    assert told["lines"] == 6  # none from a box to itself
+    assert told["closed"] == 8  # w, late, step 0, the fold, step 9, add, mul, output
+    assert told["lines"] == 8  # none from a box to itself
+    assert told["crossings"] == 0  # not of the line from w to add either
     assert "▸ step 1 … step 8" in told["labels"]
     assert told["opened"] == told["closed"] + 2  # mul, sin and step 1, now the first of those left
     assert told["closedAgain"] == told["closed"]
     assert told["unfolded"] == told["closed"] + 7
     assert told["found"] == [NAME]
-    assert sorted(told["dim"]) == sorted([NAME, *(f"▸ step {k}" for k in range(10))])
+    assert sorted(told["dim"]) == sorted([NAME, "add", *(f"▸ step {k}" for k in range(10))])
     assert told["zoomed"]
     assert "2 operations" in told["hover"]

@@ -69,7 +69,8 @@ class Node:
         """The label, with the shape below it and the attributes below that."""
         shown = self.kind is not Kind.OPERATION and self.shape is not None
         shape = [str(self.shape)] if shown else []
-        count = [f"{self.count} operations"] if self.kind is Kind.GROUP else []
+        plural = "s" if self.count > 1 else ""
+        count = [f"{self.count} operation{plural}"] if self.kind is Kind.GROUP else []
         return "\n".join(
             [self.label, *shape, *count, *(f"{k}: {v}" for k, v in self.attributes.items())]
         )

@@ -83,7 +83,8 @@ function texts(box) {
   if (box.name.startsWith("node")) return graph.nodes[box.nodes[0]].text.split("\n");
   const names = box.groups.map((name) => name.slice("group".length).split(separator).pop());
   const count = box.nodes.filter((k) => graph.nodes[k].kind === "operation").length;
-  if (names.length === 1) return ["▸ " + names[0], count + " operations"];
+  const plural = count > 1 ? "s" : "";
+  if (names.length === 1) return ["▸ " + names[0], count + " operation" + plural];
   return ["▸ " + names[0] + " … " + names[names.length - 1], "× " + names.length + " like this"];
 }
 
@@ -105,7 +106,7 @@ function layOut({ boxes, lines }) {
     }
   const last = boxes.reduce((most, box) => Math.max(most, box.row), 0);
   const rows = Array.from({ length: last + 1 }, () => []);
-  for (const box of boxes) rows[last - box.row].push(box);
+  for (const box of [...boxes, ...leadAround(lines)]) rows[last - box.row].push(box);
   rows.forEach((row) => row.forEach((box, k) => { box.x = k * 120; }));
   for (let sweep = 0; sweep < 8; sweep++) {
     const down = sweep % 2 === 0;
@@ -117,6 +118,38 @@ function layOut({ boxes, lines }) {
     for (const box of row) box.y = y + high / 2;
     y += high + 34;
   }
+}
+
+// Unseen boxes that keep the way of a long line free, if they are not too many.
+function leadAround(lines) {
+  const between = ({ from, to }) => from.row - to.row - 1;
+  const affordable = lines.reduce((sum, line) => sum + between(line), 0) <= MOST;
+  const unseen = [];
+  for (const { from, to } of lines) { from.below = []; to.above = []; }
+  for (const line of lines) {
+    const count = affordable ? between(line) : 0;
+    const way = Array.from({ length: count }, (_, k) => (
+      { row: line.from.row - 1 - k, width: 0, height: 0, above: [], below: [] }
+    ));
+    unseen.push(...way);
+    line.way = [line.from, ...way, line.to];
+    for (let k = 0; k <= count; k++) {
+      line.way[k].below.push(line.way[k + 1]);
+      line.way[k + 1].above.push(line.way[k]);
+    }
+  }
+  return unseen;
+}
+
+// From the lower edge of the first box to the upper edge of the last, upright through the others.
+function trace(way) {
+  let x = way[0].x, y = way[0].y + way[0].height / 2, d = `M${x} ${y}`;
+  for (const box of way.slice(1)) {
+    const end = box.y - box.height / 2, middle = (y + end) / 2;
+    d += `C${x} ${middle} ${box.x} ${middle} ${box.x} ${end}`;
+    [x, y] = [box.x, end];
+  }
+  return d + "m-3 -6l3 6l3 -6";
 }
 
 // A row in the order of its neighbours' means, as near to them as the widths allow.
@@ -149,10 +182,8 @@ function draw() {
   }
   layOut(drawn);
   for (const line of drawn.lines) {
-    const { from, to } = line;
     const [colour, dash, width, text] = worst(line.edges);
-    const y = from.y + from.height / 2, end = to.y - to.height / 2, middle = (y + end) / 2;
-    const d = `M${from.x} ${y}C${from.x} ${middle} ${to.x} ${middle} ${to.x} ${end}m-3 -6l3 6l3 -6`;
+    const d = trace(line.way);
     const style = `stroke:${colour};stroke-width:${width};stroke-dasharray:${dash || "none"}`;
     line.shape = element("path", { d, style }, world);
     if (text) element("title", {}, line.shape, text);
