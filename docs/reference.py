@@ -68,7 +68,7 @@ def entry(module: str, name: str, value: Any) -> str:
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
     """What a module exports: its own names, or those from modules beneath it."""
     package = module.__name__.partition(".")[0]
-    for name, value in vars(module).items():
+    for name, value in inspect.getmembers(module):
         home = getattr(value, "__module__", None) or ""
         ours = home.partition(".")[0] == package and not name.startswith("_")
         if ours and module.__name__ in (package, home):

@@ -1,5 +1,7 @@
 """What every package has in common."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,15 @@ def test_a_package_has_what_a_user_looks_for(package):
     module = package / "src" / package.name.replace("-", "_")
     for path in (package / "README.md", package / "CHANGELOG.md", module / "py.typed"):
         assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["diffopt_explicit", "diffopt_implicit"])
+def test_what_a_large_package_exports_is_imported_when_it_is_asked_for(name):
+    script = f"""
+import sys, {name} as package
+loaded = [module for module in sys.modules if module.startswith("{name}.")]
+assert not loaded, loaded
+missing = [name for name in dir(package) if getattr(package, name, None) is None]
+assert not missing and len(dir(package)) > 100, missing
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
