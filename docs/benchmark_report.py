@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ def section(script: Path, measured: dict[str, Any], folder: Path) -> Iterator[st
     setting = f"{measured['machine']}, {measured['cores']} cores, {measured['date']}"
     yield f"\n## {title.rstrip('.')}\n\n{rest.partition('    nox -s')[0].strip()}\n"
     yield f"`python benchmarks/{script.name}`; {measured['unit']}; {versions}; {setting}.\n"
+    for k, (name, curves) in enumerate(families(measured["results"])):
+        picture = f"{script.stem}_curves_{k}.svg"
+        draw_curves(curves, name, measured["unit"], folder / picture)
+        yield f"![{name}]({picture})\n"
     for k, (name, rows) in enumerate(tables(measured["results"])):
         columns = {column for row in rows.values() for column in row}
         times = measured["unit"].startswith("microseconds") and not columns & {"MiB", "s"}
@@ -66,6 +71,24 @@ def tables(results: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[
     for key, part in results.items():
         if isinstance(part, dict) and not is_row(part):
             yield from tables(part, f"{name}, {key}" if name else key)
+
+
+def families(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, dict[float, float]]]]:
+    """Curves: what stands in rows over numbers, or in tables whose titles count steps."""
+    if all(is_row(part) and all(key.isdecimal() for key in part) for part in results.values()):
+        curves = {name: {float(k): y for k, y in row.items()} for name, row in results.items()}
+        yield "relative error over products with the Hessian", curves
+    counted: dict[str, dict[str, dict[float, float]]] = {}
+    for title, rows in results.items():
+        if match := re.fullmatch(r"(.+), ([\d,]+) steps", title):
+            of, steps = match[1], float(match[2].replace(",", ""))
+            for name, row in rows.items():
+                if isinstance(row, dict) and row.get("MiB", 0) > 0:
+                    curve = counted.setdefault(of, {}).setdefault(name, {})
+                    curve[steps] = row["MiB"]
+    for of, curves in counted.items():
+        if max(len(curve) for curve in curves.values()) > 1:
+            yield f"{of}: MiB over steps", curves
 
 
 def is_row(part: Any) -> bool:
@@ -92,14 +115,35 @@ def cell(value: float | None, ours: float | None) -> str:
     return f"{value:.4g}{ratio}"
 
 
-def draw(rows: dict[str, Row], path: Path) -> None:
-    """Draw how many times as long as ours the others take, a line for each row."""
+def draw_curves(curves: dict[str, dict[float, float]], name: str, unit: str, path: Path) -> None:
+    """Draw curves on logarithmic scales; one that ends early is a method that failed there."""
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for k, (label, curve) in enumerate(curves.items()):
+        style = "-" if k < 10 else "--"
+        axes.plot(curve.keys(), curve.values(), style, marker=".", label=label, color=f"C{k % 10}")
+    what, _, over = name.rpartition(" over ")
+    axes.set(xscale="log", yscale="log", xlabel=over or name, ylabel=what or unit)
+    axes.grid(color="0.9")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def pyplot() -> Any:
+    """Matplotlib, which writes the same file each time."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "diffopt"  # the same file each time
+    mpl.rcParams["svg.hashsalt"] = "diffopt"
     from matplotlib import pyplot as plt
 
+    return plt
+
+
+def draw(rows: dict[str, Row], path: Path) -> None:
+    """Draw how many times as long as ours the others take, a line for each row."""
+    plt = pyplot()
     peers = list(dict.fromkeys(name for row in rows.values() for name in list(row)[1:]))
     figure, axes = plt.subplots(figsize=(7, 1.0 + 0.32 * len(rows)), layout="constrained")
     for k, peer in enumerate(peers):
