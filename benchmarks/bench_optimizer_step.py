@@ -6,20 +6,16 @@ makes it; large tensors take about as long as a copy of the bytes that are moved
 take no longer than Adam for a byte. All candidates take the same fresh inputs, their results are
 compared before anything is timed, and rounds are interleaved. Only ratios mean anything.
 
+    nox -s bench, or
     python benchmarks/bench_optimizer_step.py [--quick] [--threads N] [--device D] [--json FILE]
 """
 
 import argparse
 import importlib
-import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,7 @@ from diffopt_kernels import (
 )
 from diffopt_kernels._adam import ADAM
 from diffopt_kernels._check import check
+from harness import report
 from torch import Tensor
 
 NUMBERS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8}
@@ -336,23 +333,10 @@ def measure_overhead(rounds: int) -> dict[str, float]:
     return {name: 1e6 * min(values) for name, values in times.items()}
 
 
-def machine(threads: int) -> dict[str, object]:
-    """Return what a figure cannot be read without."""
-    try:
-        torchopt = version("torchopt")
-    except PackageNotFoundError:
-        torchopt = "not installed"
-    return {
-        "date": date.today().isoformat(),
-        "threads": threads,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "cpu": platform.processor() or platform.machine(),
-        "device": torch.cuda.get_device_name() if on_gpu() else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchopt": torchopt,
-        "diffopt-kernels": build_info(),
-    }
+def setting(threads: int) -> str:
+    """Return what a figure cannot be read without, beside versions and date."""
+    device = torch.cuda.get_device_name() if on_gpu() else "cpu"
+    return f"threads: {threads}, device: {device}, kernels: {build_info()}"
 
 
 def measure_cases(
@@ -396,19 +380,17 @@ def main() -> None:
     quick = arguments.quick
     rounds = 1 if quick else 15
 
-    setting = machine(arguments.threads)
-    print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    print(setting(arguments.threads))
     steps, failed = candidates()
-    report: dict[str, object] = {"machine": setting, "failed": failed}
-    report["microseconds"] = measure_cases(steps, failed, quick)
+    results: dict[str, Any] = {"Adam": measure_cases(steps, failed, quick)}
 
-    overhead = report["8 tiny tensors"] = measure_overhead(rounds)
+    overhead = results["8 tiny tensors"] = measure_overhead(rounds)
     print("\n8 tiny tensors, least time")
     for name, value in overhead.items():
         print(f"{name:40} {value:8.1f} us")
 
     size = 2**12 if quick else 2**22
-    per_byte = report["nanoseconds a byte"] = measure_rules(size, rounds)
+    per_byte = results["rules, nanoseconds a byte"] = measure_rules(size, rounds)
     print(f"\n{f'one tensor of {size}':34} {'ns a byte':>10} {'over Adam':>10} {'over a copy':>12}")
     for name, value in per_byte.items():
         over = (value / per_byte["Adam"], value / per_byte["copy"])
@@ -419,9 +401,9 @@ def main() -> None:
     for exponent in (12,) if quick else (20, 22, 24):
         row = memory[f"2^{exponent}"] = measure_memory(2**exponent, rounds)
         print(f"2^{exponent}:", ", ".join(f"{name} {value:.3g}" for name, value in row.items()))
-    report["memory"] = memory
-    if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    results["memory"] = memory
+    unit = f"microseconds, or as named; {setting(arguments.threads)}"
+    report(results, ["torch", "torchopt", "diffopt-kernels"], arguments.json, unit)
 
 
 if __name__ == "__main__":

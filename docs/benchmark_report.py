@@ -52,7 +52,7 @@ def section(script: Path, measured: dict[str, Any], folder: Path) -> Iterator[st
         yield f"![{name}]({picture})\n"
     for k, (name, rows) in enumerate(tables(measured["results"])):
         columns = {column for row in rows.values() for column in row}
-        times = measured["unit"].startswith("microseconds") and not columns & {"MiB", "s"}
+        times = measured["unit"].startswith("microseconds") and not columns & {"MiB", "s", "GB/s"}
         yield f"**{name}**\n" if name else ""
         yield table(rows, times) + "\n"
         if times and len(rows) > 1:
