@@ -1,22 +1,23 @@
 """How much longer `Replay` takes than `Store`, which keeps the graphs of all steps.
 
-A MAML step, MLP 784-256-128-64-5, Adam inside; interleaved, one thread, medians. What it saves is
-in bench_memory.py.
+A MAML step of the perceptron 784-256-128-64-5, Adam inside, on one thread: the least CPU time of
+interleaved turns. Recorded gradients, and compiled ones of which no graph is kept either way.
+What a replayed step takes more is a step without a graph, which is timed beside: all steps so,
+under `torch.no_grad()`. What `Replay` saves is in bench_memory.py.
 
     nox -s bench, or python benchmarks/bench_replay.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffopt_explicit import Replay, Store, adam, unroll
-from harness import arguments, report
+from diffopt_explicit import Compiled, Recorded, Replay, Store, adam, unroll
+from harness import CPU, arguments, fastest, report, row
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -40,49 +41,57 @@ def forward(params: list[Tensor], x: Tensor) -> Tensor:
     return x
 
 
-def meta_step(adjoint: Any, steps: int) -> Callable[[], tuple[Tensor, ...]]:
+class MetaStep:
     """One meta-gradient of MAML with respect to the initial weights."""
-    generator = torch.Generator().manual_seed(0)
-    params = network(SIZES, generator)
-    images = torch.randn(100, 784, generator=generator)
-    labels = torch.randint(5, (100,), generator=generator)
 
-    def run() -> tuple[Tensor, ...]:
-        inner = lambda p: cross_entropy(forward(p, images[:25]), labels[:25])
-        adapted = unroll(inner, adam(1e-3), params, steps=steps, adjoint=adjoint).params
-        outer = cross_entropy(forward(adapted, images[25:]), labels[25:])
-        return torch.autograd.grad(outer, params)
+    def __init__(self, steps: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.params = network(SIZES, generator)
+        self.images = torch.randn(100, 784, generator=generator)
+        self.labels = torch.randint(5, (100,), generator=generator)
+        self.steps = steps
 
-    return run
+    def adapt(self, **how: Any) -> list[Tensor]:
+        """The weights after all inner steps."""
+        support = self.images[:25], self.labels[:25]
+        loss = lambda params, batch: cross_entropy(forward(params, batch[0]), batch[1])
+        return unroll(loss, adam(1e-3), self.params, batches=[support] * self.steps, **how).params
+
+    def gradient(self, **how: Any) -> tuple[Tensor, ...]:
+        """The meta-gradient."""
+        outer = cross_entropy(forward(self.adapt(**how), self.images[25:]), self.labels[25:])
+        return torch.autograd.grad(outer, self.params)
+
+    def untracked(self) -> None:
+        """The inner steps alone."""
+        with torch.no_grad():
+            self.adapt()
 
 
-def times(steps: int, rounds: int) -> dict[str, float]:
-    """The median of each adjoint, in microseconds, after a check that they agree."""
-    adjoints = {"store": Store(), "replay": Replay(), "replay all": Replay(snapshots=steps)}
-    calls = {name: meta_step(adjoint, steps) for name, adjoint in adjoints.items()}
-    results = {name: call() for name, call in calls.items()}
-    for name, found in results.items():
-        torch.testing.assert_close(found, results["store"], msg=f"{name} differs")
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append((time.perf_counter() - start) * 1e6)
-    return {name: statistics.median(values) for name, values in taken.items()}
+def contenders(steps: int, backend: str) -> dict[str, Callable[[], Any]]:
+    """All that is timed, after a check that the gradients agree."""
+    task, calls = MetaStep(steps), {}
+    for words, gradient in (("", Recorded()), (", compiled", Compiled(backend=backend))):
+        for name, adjoint in (("store", Store()), ("replay", Replay())):
+            calls[name + words] = partial(task.gradient, adjoint=adjoint, gradient=gradient)
+    expected = calls["store"]()
+    for name, call in calls.items():
+        torch.testing.assert_close(call(), expected, msg=f"{name} differs")
+    return {**calls, "steps without a graph": task.untracked}
 
 
 def main() -> None:
     """Measure and print."""
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
+    rounds, seconds = (3, 0.01) if options.quick else (40, 0.05)
     results: dict[str, Any] = {}
-    for steps in (1, 5) if options.quick else (1, 5, 10, 20):
-        found = times(steps, rounds=3 if options.quick else 25)
-        results[f"meta-step, {steps} steps (us)"] = found
-        ratios = ", ".join(f"{n} {t / found['store']:.2f}x" for n, t in found.items())
-        print(f"{steps:3} steps: store {found['store'] / 1e3:.1f} ms; {ratios}", flush=True)
-    report(results, ["diffopt-explicit", "torch"], options.json)
+    for steps in (1, 5) if options.quick else (1, 2, 5, 10, 20, 50):
+        calls = contenders(steps, "aot_eager" if options.quick else "inductor")
+        found = fastest(calls, rounds=rounds, seconds=seconds, clock=CPU)
+        results[f"{steps} steps"] = found
+        print(f"{steps:3} steps, store {row(found, 'store')}", flush=True)
+    report(results, ["diffopt-explicit", "diffopt-kernels", "torch"], options.json)
 
 
 if __name__ == "__main__":

@@ -153,6 +153,20 @@ def test_a_step_that_is_no_function_is_found_out(verify):
     assert len(calls) == (2 if verify == "first" else 5)  # at once, before the long run
 
 
+def test_a_large_tensor_that_changes_is_found_out_too():
+    generator = torch.Generator().manual_seed(0)  # not among what is put back
+    w = torch.ones(50_001, requires_grad=True)
+    loss = lambda w: (w * torch.rand(w.shape, generator=generator)).square().sum()
+    with pytest.raises(RuntimeError, match="Step 2 of the unroll gave another result"):
+        unroll(loss, sgd(0.01), w, steps=4, adjoint=Replay()).params.sum().backward()
+
+
+def test_what_is_not_a_number_is_the_same_again():
+    w = torch.tensor([1.0, math.nan], requires_grad=True)
+    end = unroll(lambda w: w.square().sum(), sgd(0.1), w, steps=3, adjoint=Replay()).params
+    assert torch.autograd.grad(end[0], w)[0][0].item() == pytest.approx(0.8**3)
+
+
 def test_a_schedule_of_a_learned_tensor_counts_its_graph_once_a_step():
     def gradient(adjoint):
         raw, w = tensor(-2.0, requires_grad=True), tensor(1.0)
@@ -326,6 +340,13 @@ def test_steps_are_taken_as_often_as_promised(snapshots, steps):
     unroll(loss, sgd(0.1), w, steps=steps, adjoint=replay).params.backward()
 
     assert len(calls) == replay.advances(steps) + steps
+
+
+def test_of_short_unrolls_every_state_is_kept_and_of_long_ones_few():
+    for steps in (1, 2, 10, 17):
+        assert Replay().advances(steps) == steps - 1
+    assert Replay().slots(64) == 16
+    assert Replay().slots(10_000) == 200
 
 
 def test_wrong_settings_are_refused():

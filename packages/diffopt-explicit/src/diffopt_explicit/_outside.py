@@ -47,10 +47,11 @@ class Outside:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            leaf = getattr(node, "variable", None)
+            before = node.next_functions
+            pending.extend([function for function, _ in before])
+            leaf = None if before else getattr(node, "variable", None)
             if leaf is not None:
                 keep(leaf)
-            pending.extend(function for function, _ in node.next_functions)
 
 
 def differentiable(leaf: Any) -> bool:

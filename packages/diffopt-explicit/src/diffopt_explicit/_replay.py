@@ -20,6 +20,8 @@ from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
 from diffopt_explicit._uncompiled import ONE_GRAPH, never_traced
 from diffopt_explicit._watch import Watch
 
+FEW = 16  # states that are kept of a short unroll in any case: they take less than the graphs do
+
 
 @dataclass(frozen=True, repr=False)
 class Plan:
@@ -65,9 +67,9 @@ class Replay:
     function that `torch.compile` compiles is cut in two around the unroll.
 
     Attributes:
-        snapshots: How many states to keep, at least 1; by default twice the square root of the
-            number of steps, with which steps are taken less than twice besides, on average. Or
-            where to keep them: `KAry(...)`, or any `Placement`.
+        snapshots: How many states to keep, at least 1; by default 16, or twice the square root of
+            the number of steps where that is more, with which steps are taken less than twice
+            besides, on average. Or where to keep them: `KAry(...)`, or any `Placement`.
         modules: Modules whose buffers the loss changes, such as running statistics. They are
             put back for each step that is taken again.
         offload: Where to keep the snapshots: a device such as ``"cpu"``, or a folder as a
@@ -75,7 +77,8 @@ class Replay:
         verify: Whether to compare a step with what it gave before, to find steps that are not
             functions: the ``"last"`` one that is taken again, ``"always"`` each, the ``"first"``
             of all, which is then taken twice at once, before a long run, or ``"never"``. What is
-            compared is the norm of each tensor, to half the digits of the dtype.
+            compared is the norm of each tensor, of some thousand elements where it has more, to
+            half the digits of the dtype.
         watch: Called with a `Progress` after each step, on the way there and back: a `Report`,
             or a progress bar.
 
@@ -115,7 +118,7 @@ class Replay:
                 f"`{self.snapshots}` needs to know the number of steps. Give `snapshots` as a "
                 "number, or the batches as a list and no `until`."
             )
-        wanted = math.ceil(2 * math.sqrt(steps)) if self.snapshots is None else self.snapshots
+        wanted = self.snapshots or max(FEW, math.ceil(2 * math.sqrt(steps)))
         return max(1, min(wanted, steps - 1))
 
     def placement(self, steps: int) -> Placement:

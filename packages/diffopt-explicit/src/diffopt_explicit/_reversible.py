@@ -17,7 +17,7 @@ from diffopt_explicit._snapshots import Snapshot, Unchanged, nothing_changed, ta
 from diffopt_explicit._store import Losses, Step, Store, Unrolled, length
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import detach, tree_leaves
-from diffopt_explicit._verify import fingerprint, is_alike
+from diffopt_explicit._verify import Fingerprint, fingerprint, is_alike
 from diffopt_explicit._watch import Phase, Progress
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Reversible:
         self._outside = Outside()
         self._snapshots: list[Snapshot] = []
         self._last: Taken | None = None  # kept until it is differentiated
-        self._fingerprints: dict[int, Tensor] = {}  # of the carry after a step
+        self._fingerprints: dict[int, Fingerprint] = {}  # of the carry after a step
         self._verified: int | None = None  # which step, if one
         self._steps: int | None = None  # how many, once that is known
         self._placement: Placement | None = None

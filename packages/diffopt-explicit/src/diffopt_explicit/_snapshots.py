@@ -54,6 +54,8 @@ def take_snapshot(index: int, carry: Tree, modules: tuple[nn.Module, ...]) -> Sn
 class Unchanged:
     """A tree whose tensors nobody may have changed in place when it is needed again."""
 
+    __slots__ = ("_tree", "_versions")  # there is one for each of maybe 100,000 steps
+
     def __init__(self, tree: Tree) -> None:
         self._tree, self._versions = tree, self._now(tree)
 
@@ -67,9 +69,9 @@ class Unchanged:
         return self._tree
 
     @staticmethod
-    def _now(tree: Tree) -> list[int]:
-        leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-        return [leaf._version for leaf in leaves if not leaf.is_inference()]
+    def _now(tree: Tree) -> tuple[int, ...]:
+        leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        return tuple([leaf._version for leaf in leaves if not leaf.is_inference()])
 
 
 class _Moved:
