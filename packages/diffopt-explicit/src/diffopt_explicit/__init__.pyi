@@ -37,6 +37,7 @@ from ._finite import zero_nans as zero_nans
 from ._forward import Forward as Forward
 from ._from_torch import from_torch as from_torch
 from ._func_optimizer import FuncOptimizer as FuncOptimizer
+from ._functional_module import FunctionalModule as FunctionalModule
 from ._gradient import Recorded as Recorded
 from ._higher_order import higher_order as higher_order
 from ._hook import RegisterHook as RegisterHook
@@ -45,7 +46,6 @@ from ._hyperparameter import Hyperparameter as Hyperparameter
 from ._inject import Inject as Inject
 from ._inject import InjectState as InjectState
 from ._inject import inject as inject
-from ._inner_loop import FunctionalModule as FunctionalModule
 from ._inner_loop import InnerOptimizer as InnerOptimizer
 from ._inner_loop import inner_loop as inner_loop
 from ._learned import Kronecker as Kronecker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,16 +196,21 @@ class _CompiledPull:
 def explained() -> Iterator[None]:
     """Say what to do when a loss cannot be compiled."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Dynamo itself looks at the `.grad` of what a module holds, weights in a graph too.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            yield
     except Exception as error:
         from torch._dynamo.exc import TorchDynamoException  # slow to import, and there by now
 
-        if not isinstance(error, TorchDynamoException):
+        both = [e for e in (error, error.__cause__) if isinstance(e, TorchDynamoException)]
+        if not both:
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(both[-1]).strip().partition("\n")[0].rstrip(".")
         raise RuntimeError(
-            f"The loss cannot be compiled into one graph: {reason} Change what it calls, or do "
-            "not compile: `unroll(..., gradient=Recomputed())` does as well without."
+            f"The loss cannot be compiled into one graph: {reason}. Change what it calls, make "
+            "tensors of numbers that change from step to step, or do not compile: "
+            "`gradient=Recomputed()` does as well without."
         ) from error
 
 

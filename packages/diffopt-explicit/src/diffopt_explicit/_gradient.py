@@ -122,6 +122,15 @@ class Gradient(Protocol):
         ...
 
 
+def check_gradient(way: Any) -> None:
+    """Refuse what is no way to take a gradient."""
+    if not isinstance(way, Gradient):
+        raise TypeError(
+            "`gradient` must be a way to take it, such as `Recorded()` or `Recomputed()`, "
+            f"got {way!r}."
+        )
+
+
 @dataclass(frozen=True)
 class Recorded:
     """Keep the graph of an inner gradient, by which ordinary autograd differentiates it.

@@ -7,81 +7,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from diffopt_explicit._from_torch import from_torch
-from diffopt_explicit._gradient import forward_mode, has_tangent, require_grad
+from diffopt_explicit._functional_module import FunctionalModule
+from diffopt_explicit._gradient import (
+    Gradient,
+    Recorded,
+    check_gradient,
+    forward_mode,
+    has_tangent,
+    require_grad,
+)
+from diffopt_explicit._module_loss import Loss, inner_loss
 from diffopt_explicit._note import Notes
 from diffopt_explicit._override import override as overridden
-from diffopt_explicit._places import places, tensors
+from diffopt_explicit._places import tensors
 from diffopt_explicit._step import GradCallback, step
-from diffopt_explicit._transform import Transform, check_transform
+from diffopt_explicit._transform import Transform, Tree, check_transform
 from diffopt_explicit._trees import detach, tree_leaves
-
-
-class FunctionalModule:
-    """A module's forward pass with parameters and buffers of its own.
-
-    Call it as the module. The module itself is never written to: tied weights stay tied,
-    frozen parameters stay the module's, and running statistics go into `buffers`.
-
-    Attributes:
-        module: The module whose code is run.
-        buffers: Copies of the module's buffers by name.
-    """
-
-    def __init__(
-        self, module: nn.Module, params: Mapping[str, Tensor], *, track: bool = True
-    ) -> None:
-        self.module = module
-        self._track = track
-        self._history = [dict(params)]
-        self._ties = [[place.name for place in at] for _, at in places(module, "_parameters")]
-        self._recurrent = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
-        buffers = places(module, "_buffers")
-        self.buffers = {at[0].name: buffer.clone() for buffer, at in buffers}
-        self._ties += [[place.name for place in at] for _, at in buffers]
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """The fast weights by name; one entry for weights that are tied."""
-        return self._history[-1]
-
-    @params.setter
-    def params(self, params: Mapping[str, Tensor]) -> None:
-        kept = self._history if self._track else []
-        self._history = [*kept, dict(params)]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's forward pass with the fast weights."""
-        own = {**self.params, **self.buffers}
-        everywhere = {name: own[tie[0]] for tie in self._ties if tie[0] in own for name in tie}
-        with _flat_weights_kept(self._recurrent):
-            out = functional_call(self.module, everywhere, args, kwargs, tie_weights=False)
-        # torch leaves there what the forward pass has put in the places of buffers.
-        self.buffers = {name: everywhere[name] for name in self.buffers}
-        return out
-
-    def parameters(self, time: int = -1) -> Iterator[Tensor]:
-        """The fast weights, in the order of the module's parameters.
-
-        Args:
-            time: After how many steps: 0 for the first ones, -1 for the present ones.
-
-        Raises:
-            IndexError: If there are none of that time. Untracked loops keep the present ones only.
-        """
-        if not -len(self._history) <= time < len(self._history):
-            reason = "" if self._track else ", because without `track` only the last ones are kept"
-            raise IndexError(
-                f"There are no fast weights of time {time}: there are those of times 0 to "
-                f"{len(self._history) - 1}{reason}."
-            )
-        return iter(self._history[time].values())
-
-    def __repr__(self) -> str:
-        return f"FunctionalModule of {self.module!r}"
 
 
 class InnerOptimizer:
@@ -90,19 +34,28 @@ class InnerOptimizer:
     Attributes:
         tx: The transform.
         state: Its state.
+        gradient: How the gradients of losses are differentiated that are given as functions.
     """
 
-    def __init__(self, fmodule: FunctionalModule, tx: Transform, *, track: bool) -> None:
+    def __init__(
+        self,
+        fmodule: FunctionalModule,
+        tx: Transform,
+        *,
+        track: bool,
+        gradient: Gradient = Recorded(),
+    ) -> None:
         self.tx = tx
         self.state = tx.init(fmodule.params)
+        self.gradient = gradient
         self._fmodule = fmodule
         self._track = track
         self._notes = Notes()
 
     def step(
         self,
-        loss: Tensor,
-        *,
+        loss: Loss,
+        *arguments: Tree,
         first_order: bool = False,
         override: Mapping[str, Any] | None = None,
         grad_callback: GradCallback | None = None,
@@ -110,7 +63,10 @@ class InnerOptimizer:
         """Move the fast weights down the gradient of `loss`, as part of the graph.
 
         Args:
-            loss: 0-d tensor, computed by calling the `FunctionalModule`.
+            loss: 0-d tensor, computed by calling the `FunctionalModule`; or a function
+                ``loss(fmodule, *arguments)`` that computes it by calling the `FunctionalModule`
+                that it is given; or `Segments`, which are given the fast weights.
+            arguments: What to pass to such a function besides: the batch, say.
             first_order: Take the gradient as a constant (first-order MAML).
             override: Hyperparameters to replace by name, in this step only.
             grad_callback: Given the gradients by name, returns those to step with. `None` stands
@@ -119,11 +75,15 @@ class InnerOptimizer:
         Raises:
             ValueError: If the loss is not a 0-d tensor, depends on no fast weight, or has lost its
                 graph. The weights and the state are then as before.
+            TypeError: If `gradient` needs the loss as a function, and it is a tensor.
             RuntimeError: If an untracked loop meets tangents of forward mode.
         """
+        fmodule = self._fmodule
+        module = fmodule.module  # which holds none of the fast weights
+        given = inner_loss(loss, arguments, self.gradient, lambda: module, fmodule.buffers)
         with torch.set_grad_enabled(self._track):
             after, state = step(
-                *(loss, self.tx, self.state, self._fmodule.params),
+                *(given, self.tx, self.state, fmodule.params),
                 create_graph=self._track and not first_order,
                 override=override,
                 grad_callback=grad_callback,
@@ -135,19 +95,8 @@ class InnerOptimizer:
                 "values without tangents."
             )
         self._notes.step(after)
-        self._fmodule.params = after if self._track else require_grad(detach(after))
+        fmodule.params = after if self._track else require_grad(detach(after))
         self.state = state
-
-
-@contextmanager
-def _flat_weights_kept(layers: list[nn.RNNBase]) -> Iterator[None]:
-    """Recurrent layers list their weights a second time, and keep those of the last call."""
-    lists = [(layer, layer._flat_weights, layer._flat_weight_refs) for layer in layers]
-    try:
-        yield
-    finally:
-        for layer, weights, references in lists:
-            layer._flat_weights, layer._flat_weight_refs = weights, references
 
 
 @contextmanager
@@ -158,6 +107,7 @@ def inner_loop(
     detach_initial: bool = False,
     track: bool = True,
     override: Mapping[str, Any] | None = None,
+    gradient: Gradient = Recorded(),
 ) -> Iterator[tuple[FunctionalModule, InnerOptimizer]]:
     """Adapt a module in an inner loop, and differentiate through the adaptation.
 
@@ -178,6 +128,8 @@ def inner_loop(
         track: Record the graph. Without it the same steps are taken in constant memory,
             for evaluation.
         override: Hyperparameters to replace by name, for instance with learned tensors.
+        gradient: How inner gradients are differentiated, as in `unroll`. With any way but
+            `Recorded()` steps are given losses as functions: ``opt.step(lambda fmodule: ...)``.
 
     Yields:
         The module with fast weights, and the optimizer of those.
@@ -201,20 +153,7 @@ def inner_loop(
     Source: the idiom is that of Grefenstette et al., *Generalized inner loop
     meta-learning*, 2019.
     """
-    yield fast_weights(
-        module, tx, detach_initial=detach_initial, track=track, override=override or {}
-    )
-
-
-def fast_weights(
-    module: nn.Module,
-    tx: Transform | torch.optim.Optimizer,
-    *,
-    detach_initial: bool,
-    track: bool,
-    override: Mapping[str, Any],
-) -> tuple[FunctionalModule, InnerOptimizer]:
-    """A module with fast weights, and the optimizer of those."""
+    check_gradient(gradient)
     trainable = {
         name: param for name, param in tensors(module, "_parameters").items() if param.requires_grad
     }
@@ -222,7 +161,7 @@ def fast_weights(
         raise ValueError("The module has no parameter that requires grad, so nothing can adapt.")
     if isinstance(tx, torch.optim.Optimizer):
         tx = from_torch(tx, trainable)
-    tx = overridden(check_transform(tx), **override)
+    tx = overridden(check_transform(tx), **override or {})
     start = trainable if track and not detach_initial else detach(trainable)
     fmodule = FunctionalModule(module, require_grad(start), track=track)
-    return fmodule, InnerOptimizer(fmodule, tx, track=track)
+    yield fmodule, InnerOptimizer(fmodule, tx, track=track, gradient=gradient)

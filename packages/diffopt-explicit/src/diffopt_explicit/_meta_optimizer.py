@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffopt_explicit._from_torch import from_torch
+from diffopt_explicit._gradient import Gradient, Recorded, check_gradient
+from diffopt_explicit._module_loss import Loss, ToTake, inner_loss
 from diffopt_explicit._note import Notes
-from diffopt_explicit._places import places
+from diffopt_explicit._places import places, put, tensors
 from diffopt_explicit._step import GradCallback, step
-from diffopt_explicit._transform import Transform, check_transform
+from diffopt_explicit._transform import Transform, Tree, check_transform
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -32,6 +35,9 @@ class MetaOptimizer:
             place where they are tied; frozen ones and buffers are left alone.
         tx: The transform that makes the steps, or a ``torch.optim`` optimizer over the
             module's parameters, of which settings and state are taken (see `from_torch`).
+        gradient: How inner gradients are differentiated, as in `unroll`. With any way but
+            `Recorded()` steps are given losses as functions, and the module must be there until
+            all is differentiated: ``optimizer.step(lambda fmodule: ...)``.
 
     Raises:
         TypeError: For `tx` that is neither.
@@ -51,7 +57,15 @@ class MetaOptimizer:
         True
     """
 
-    def __init__(self, module: nn.Module, tx: Transform | torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        tx: Transform | torch.optim.Optimizer,
+        *,
+        gradient: Gradient = Recorded(),
+    ) -> None:
+        check_gradient(gradient)
+        self.gradient = gradient
         self.module = module
         trainable = [(p, at) for p, at in places(module, "_parameters") if p.requires_grad]
         self._places = {at[0].name: at for _, at in trainable}
@@ -70,8 +84,8 @@ class MetaOptimizer:
 
     def step(
         self,
-        loss: Tensor,
-        *,
+        loss: Loss,
+        *arguments: Tree,
         first_order: bool = False,
         override: Mapping[str, Any] | None = None,
         grad_callback: GradCallback | None = None,
@@ -79,7 +93,10 @@ class MetaOptimizer:
         """Move the module's parameters down the gradient of `loss`, as part of the graph.
 
         Args:
-            loss: 0-d tensor, computed by calling the module.
+            loss: 0-d tensor, computed by calling the module; or a function
+                ``loss(fmodule, *arguments)`` that computes it by calling the `FunctionalModule`
+                that it is given; or `Segments`, which are given the parameters.
+            arguments: What to pass to such a function besides: the batch, say.
             first_order: Take the gradient as a constant (first-order MAML).
             override: Hyperparameters to replace by name, in this step only.
             grad_callback: Given the gradients by name, returns those to step with.
@@ -87,15 +104,21 @@ class MetaOptimizer:
         Raises:
             ValueError: If the loss is not a 0-d tensor, depends on no parameter, or has lost its
                 graph. Module and state are then as before.
+            TypeError: If `gradient` needs the loss as a function, and it is a tensor.
         """
+        # Weak, since the module holds parameters whose graph would hold it.
+        module, buffers = weakref.ref(self.module), tensors(self.module, "_buffers")
+        given = inner_loss(loss, arguments, self.gradient, module, buffers)
         params, self.state = step(
-            *(loss, self.tx, self.state, self.params),
+            *(given, self.tx, self.state, self.params),
             create_graph=not first_order,
             override=override,
             grad_callback=grad_callback,
         )
         self._notes.step(params)
         self._write(params)
+        if isinstance(given, ToTake):
+            put(self.module, "_buffers", buffers)
 
     def reset(self) -> None:
         """Give the module back the parameters that it had first, and forget the state."""

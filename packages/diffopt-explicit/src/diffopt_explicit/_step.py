@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffopt_explicit._apply import apply_updates
 from diffopt_explicit._gradient import gradient
+from diffopt_explicit._module_loss import ToTake
 from diffopt_explicit._note import leave_note, next_number
 from diffopt_explicit._override import override as overridden
 from diffopt_explicit._transform import Transform, Tree
@@ -17,7 +18,7 @@ GradCallback: TypeAlias = Callable[[Tree], Tree]
 
 
 def step(
-    loss: Tensor,
+    loss: Tensor | ToTake,
     tx: Transform,
     state: Any,
     params: Tree,
@@ -29,7 +30,11 @@ def step(
     """Return the parameters and the state after a step down the gradient of `loss`."""
     if override:
         tx = overridden(tx, **override)
-    grads = gradient(loss, params, create_graph=create_graph)
+    if isinstance(loss, ToTake):
+        options = {"aux": False, "create_graph": create_graph}
+        _, _, grads = loss.way.take(loss.function, params, loss.arguments, **options)
+    else:
+        grads = gradient(loss, params, create_graph=create_graph)
     if grad_callback is not None:
         grads = grad_callback(grads)
     return updated(tx, grads, state, params)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffopt_explicit._gradient import Gradient, Recorded
+from diffopt_explicit._gradient import Gradient, Recorded, check_gradient
 from diffopt_explicit._step import updated
 from diffopt_explicit._store import Adjoint, Inputs, Step, Store
 from diffopt_explicit._transform import Transform, Tree
@@ -112,11 +112,7 @@ def unroll(
         )
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"`adjoint` must be `Store()`, `Replay()` or `Forward()`, got {adjoint!r}.")
-    if not isinstance(gradient, Gradient):
-        raise TypeError(
-            "`gradient` must be a way to take it, such as `Recorded()` or `Recomputed()`, "
-            f"got {gradient!r}."
-        )
+    check_gradient(gradient)
     step = inner_step(loss, tx, gradient, aux=aux, first_order=first_order)
     if detach_every is not None:
         step, inputs = _cut(step, detach_every), enumerate(inputs)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffopt_explicit._functional_module import FunctionalModule
 from diffopt_explicit._gradient import require_grad
-from diffopt_explicit._inner_loop import FunctionalModule, InnerOptimizer, inner_loop
+from diffopt_explicit._inner_loop import InnerOptimizer, inner_loop
 from diffopt_explicit._places import tensors
 from diffopt_explicit._recipes import sgd
 from diffopt_explicit._transform import Transform, check_transform
