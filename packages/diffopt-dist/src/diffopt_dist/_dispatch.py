@@ -38,6 +38,7 @@ class Dispatch:
     def __init__(self, requests: Sequence[Request], limit: float) -> None:
         self._limit = limit
         self._total = self._missing = len(requests)
+        self._awaited = 0  # how many answers may be missing when `wait` is to be woken
         self._error: BaseException | None = None
         self._busy: defaultdict[int, int] = defaultdict(int)
         ranks = dict.fromkeys(rank for request in requests for rank in request.ranks)
@@ -58,10 +59,11 @@ class Dispatch:
 
     def wait(self, progress: Progress | None = None) -> None:
         """Return once all answers are there; tell `progress` of each, in this thread."""
-        for count in range(1, self._total + 1):
+        steps = range(1, self._total + 1) if progress is not None else [self._total]
+        for count in steps:
             with _changed:
-                while self._error is None and self._total - self._missing < count:
-                    _changed.wait()
+                self._awaited = self._total - count
+                _changed.wait_for(lambda: self._error is not None or self._missing <= self._awaited)
                 if self._error is not None:
                     raise self._error
             if progress is not None:
@@ -115,7 +117,8 @@ class Dispatch:
                 request.answered(rank, answer)
                 with _changed:
                     self._missing -= 1
-                    _changed.notify_all()
+                    if self._missing <= self._awaited:
+                        _changed.notify_all()
             else:
                 self._retry(request, rank, answer)
         except BaseException as error:  # nobody else would hear of it

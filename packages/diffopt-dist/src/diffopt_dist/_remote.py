@@ -10,10 +10,9 @@ all workers at the same time.
 from __future__ import annotations
 
 import itertools
-import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,56 +23,6 @@ from diffopt_dist._dispatch import Dispatch, Progress
 from diffopt_dist._pack import pack, unpack
 from diffopt_dist._request import Policy, Request
 from diffopt_dist._worker import pull, run
-from diffopt_dist._world import ranks_of
-
-
-@dataclass(frozen=True)
-class Call:
-    """A function call to be made by a worker.
-
-    Attributes:
-        rank: Which worker.
-        fn: The function. It is sent by value where pickle cannot send it by name.
-        args: Its arguments, of anything that can be pickled, with tensors anywhere inside.
-        kwargs: Its keyword arguments, likewise.
-    """
-
-    rank: int
-    fn: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
-def call_all(
-    calls: Sequence[Call], *, timeout: float | None = None, allow_nan: bool = False
-) -> list[Any]:
-    """Make all calls at the same time, and return their results in order.
-
-    Results are ordinary tensors, part of the graph of the calls' arguments; their backward
-    pass runs in the workers, at the same time, to any order.
-
-    Args:
-        calls: What to call, and where.
-        timeout: Seconds in which each must be answered; by default that of the world.
-        allow_nan: Let results and gradients hold NaN.
-
-    Raises:
-        RemoteError: If a call raises, is not answered in time, or has a NaN in its result.
-        ValueError: If there is no such rank, or a tensor is inside a transform of torch.func.
-
-    Example:
-        >>> from diffopt_dist import Call, call_all, get_rank, launch
-        >>> def main():
-        ...     if get_rank() == 0:
-        ...         return call_all([Call(1, max, (3, 4)), Call(0, min, (3, 4))])
-        >>> launch(main, nprocs=2)[0]
-        [4, 3]
-    """
-    for call in calls:
-        ranks_of(call.rank)
-    policy = Policy(timeout=timeout, allow_nan=allow_nan)
-    tasks = [Task(call.fn, call.args, call.kwargs, (call.rank,)) for call in calls]
-    return begin(tasks, policy, limit=math.inf).wait()
 
 
 @dataclass(frozen=True)
