@@ -226,9 +226,9 @@ def test_when_the_controller_dies_all_end_and_the_error_says_so(tmp_path):
 def test_a_graph_whose_lease_has_ended_is_made_again(on_rank_zero):
     def main():
         def leased():  # not those that earlier tests have left
-            from diffopt_dist import _graphs
+            from diffopt_dist import _store
 
-            return sum(graph.lease == 0.1 for graph in list(_graphs._kept.values()))
+            return sum(kept.lease == 0.1 for kept in list(_store._kept.values()))
 
         x = torch.arange(4.0, requires_grad=True)
         noisy = lambda x: (x * torch.rand(2)).square().sum()

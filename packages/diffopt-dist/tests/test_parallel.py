@@ -88,7 +88,7 @@ def test_a_meta_gradient_through_inner_steps_on_the_workers_equals_the_local_one
 
 def test_graphs_are_released_and_partial_use_of_results_is_differentiated(on_rank_zero):
     def main():
-        from diffopt_dist._graphs import kept_graphs
+        from diffopt_dist._store import Graph, count
 
         x = torch.arange(1.0, 5.0, requires_grad=True)
 
@@ -98,18 +98,18 @@ def test_graphs_are_released_and_partial_use_of_results_is_differentiated(on_ran
         first = parallelize(two, reducer=sum_reducer, workers=[0, 1])(x)
         gradient = torch.autograd.grad(first[2], x, retain_graph=True)[0].tolist()
         flags = [value.requires_grad for value in first]
-        kept = [sum(call_all([Call(rank, kept_graphs) for rank in (0, 1)]))]
+        kept = [sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)]))]
         again = torch.autograd.grad(first[0], x)[0].tolist()  # which lets go of them
-        kept.append(sum(call_all([Call(rank, kept_graphs) for rank in (0, 1)])))
+        kept.append(sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])))
         try:
             torch.autograd.grad(first[0], x)
         except RuntimeError as error:
             message = str(error)
         second = parallelize(two, reducer=sum_reducer, workers=[0, 1])(x)
-        kept.append(sum(call_all([Call(rank, kept_graphs) for rank in (0, 1)])))
+        kept.append(sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])))
         del second
         deadline = time.monotonic() + 30
-        while sum(call_all([Call(rank, kept_graphs) for rank in (0, 1)])):
+        while sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])):
             assert time.monotonic() < deadline, "a graph outlives its result"
         return gradient, again, flags, kept, message
 
@@ -124,14 +124,14 @@ def test_graphs_are_released_and_partial_use_of_results_is_differentiated(on_ran
 
 def test_no_graph_is_kept_without_grad_mode_or_tensors_that_require_grad(on_rank_zero):
     def main():
-        from diffopt_dist._graphs import kept_graphs
+        from diffopt_dist._store import Graph, count
 
         x = torch.ones(4)
         with torch.no_grad():
             silent = parallelize(torch.sum)(x.clone().requires_grad_())
         constant = parallelize(torch.sum)(x)
         flags = silent.requires_grad, constant.requires_grad
-        return (*flags, call_all([Call(1, kept_graphs, (), {})])[0])
+        return (*flags, call_all([Call(1, count, (Graph,))])[0])
 
     assert on_rank_zero(main) == (False, False, 0)
 

@@ -18,7 +18,7 @@ def pack(value: Any) -> tuple[list[Tensor], bytes]:
     is one of the value's inputs or outputs, so that no gradient is lost.
 
     Raises:
-        ValueError: If a tensor is part of a transform of `torch.func`.
+        ValueError: If a tensor is part of a transform of `torch.func`, or not in the CPU's memory.
     """
     buffer = io.BytesIO()
     pickler = _Pickler(buffer)
@@ -47,6 +47,12 @@ class _Pickler(cloudpickle.Pickler):
             raise ValueError(
                 "A tensor inside a transform of torch.func (vmap, grad, jvp) cannot be sent to "
                 "another process. Call the transform inside the function that is sent."
+            )
+        if obj.device.type != "cpu":
+            raise ValueError(
+                f"A tensor of shape {tuple(obj.shape)} on {obj.device} cannot be sent to another "
+                "process or back: tensors travel through the memory of the CPU. Pass `x.cpu()`, "
+                "which is differentiable, and call `.to(device)` inside the function that is sent."
             )
         if id(obj) not in self._places:
             self._places[id(obj)] = len(self.tensors)

@@ -22,6 +22,7 @@ from torch._C._autograd import _get_current_graph_task_keep_graph as is_graph_re
 from diffopt_dist._dispatch import Dispatch, Progress
 from diffopt_dist._pack import pack, unpack
 from diffopt_dist._request import Policy, Request
+from diffopt_dist._share import share
 from diffopt_dist._worker import pull, run
 
 
@@ -48,22 +49,33 @@ def mix(seed: int, number: int) -> int:
 def begin(tasks: Sequence[Task], policy: Policy, *, limit: float) -> Pending:
     """Begin with all tasks, at most `limit` at a time in a worker, and wait for none."""
     functions: dict[int, tuple[list[Tensor], bytes]] = {}
-    requests, leaves = [], []
+    inputs, arguments = [], []
     for task in tasks:
         if id(task.fn) not in functions:
             functions[id(task.fn)] = pack(task.fn)
         captured, function = functions[id(task.fn)]
         own, rest = pack((task.args, task.kwargs))
         seed = task.seed if task.seed is not None else mix(torch.initial_seed(), next(_calls))
-        tensors, arguments = [*captured, *own], (function, len(captured), rest, seed)
-        what = f"{task.number}`{getattr(task.fn, '__name__', task.fn)}`"
-        home = task.ranks[0] if len(task.ranks) == 1 else None
-        count = len(tensors)
-        requests.append(
-            Request(what, run, arguments, tensors, count, task.ranks, policy, home=home)
+        inputs.append([*captured, *own])
+        arguments.append((function, len(captured), rest, seed))
+    workers = {rank for task in tasks for rank in task.ranks}
+    one_by_one = len(tasks) > limit * len(workers)
+    shared = share(inputs, policy.lease) if one_by_one else {}
+    requests = [
+        Request(
+            f"{task.number}`{getattr(task.fn, '__name__', task.fn)}`",
+            run,
+            own_arguments,
+            tensors,
+            len(tensors),
+            task.ranks,
+            policy,
+            home=task.ranks[0] if len(task.ranks) == 1 else None,
+            shared={i: shared[id(x)] for i, x in enumerate(tensors) if id(x) in shared},
         )
-        leaves += tensors
-    return Pending(requests, leaves, limit)
+        for task, tensors, own_arguments in zip(tasks, inputs, arguments, strict=True)
+    ]
+    return Pending(requests, [leaf for tensors in inputs for leaf in tensors], limit)
 
 
 class Pending:
@@ -84,6 +96,8 @@ class Pending:
         """Return the results, in the order of the calls, once all are there; see `call_all`."""
         if self._results is None:
             self._dispatch.wait(progress)
+            for request in self._requests:
+                request.shared.clear()
             with torch.set_grad_enabled(self._tracked):
                 outputs = iter(_Batch.apply(self._requests, self._limit, *self._leaves))
             self._results = [_result(request, outputs) for request in self._requests]

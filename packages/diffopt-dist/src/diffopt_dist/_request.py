@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_dist import _engine, _graphs
-from diffopt_dist._graphs import Key
+from diffopt_dist import _engine, _store
+from diffopt_dist._share import Shared
+from diffopt_dist._store import Key
+from diffopt_dist._wire import Tensors
 from diffopt_dist._worker import Reply, Step, serve
-from diffopt_dist._world import get_rank
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,6 @@ class Policy:
             raise ValueError(f"`retries` must not be negative, got {self.retries}.")
 
 
-_numbers = itertools.count()
-
-
 @dataclass(eq=False)
 class Request:
     """One message to a worker, and its answer.
@@ -57,6 +54,7 @@ class Request:
         ranks: The workers that may answer it.
         of: The request whose graph it uses.
         home: The worker that is asked first, and then the one that keeps the graph.
+        shared: What tensors in common with other requests are sent by, by their place.
     """
 
     what: str
@@ -68,8 +66,9 @@ class Request:
     policy: Policy
     of: Request | None = None
     home: int | None = None
+    shared: dict[int, Shared] = field(default_factory=dict)
     track: bool = field(default_factory=torch.is_grad_enabled)
-    key: Key = field(default_factory=lambda: (get_rank(), next(_numbers)))
+    key: Key = field(default_factory=_store.new_key)
     failures: list[tuple[int, str]] = field(default_factory=list)
     released: bool = False  # whether a backward pass has let go of its graph
     reply: Reply = field(init=False)
@@ -78,7 +77,7 @@ class Request:
         self._required = [tensor.requires_grad for tensor in self.tensors]
         self._versions = [_version(tensor) for tensor in self.tensors]
         self.tensors = [tensor.detach() for tensor in self.tensors]
-        self._keepers = _graphs.release_with(self, self.key)
+        self._keepers = _store.release_with(self, self.key)
 
     def send(self, rank: int, *, again: bool) -> torch.futures.Future[Any]:
         """Send it, with what makes the graph that it uses unless that is there already."""
@@ -88,13 +87,15 @@ class Request:
         for request in chain:
             request._check_own()
             request._keepers.add(rank)
-        steps = [request._step() for request in chain]
-        return _engine.send(rank, serve, (_graphs.take_dead(rank), steps), self.policy.timeout)
+        steps = [request._step(rank, again=again) for request in chain]
+        return _engine.send(rank, serve, (_store.take_dead(rank), steps), self.policy.timeout)
 
     def answered(self, rank: int, reply: Reply) -> None:
         """Take the answer, and remember where the graphs are."""
         self._check_own()  # its tensors may still have been on their way
         self.reply = reply
+        for shared in self.shared.values():
+            shared.arrived(rank)
         if not any(reply.differentiable):
             self._keepers.discard(rank)
         request: Request | None = self
@@ -124,12 +125,12 @@ class Request:
                     "it after the result and its derivatives are there, or pass a clone."
                 )
 
-    def _step(self) -> Step:
-        tensors, settings = (
-            (self.tensors, self._required),
-            (self.policy.allow_nan, self.policy.lease),
-        )
-        return Step(self.serve, self.key, *tensors, self.track, self.arguments, *settings)
+    def _step(self, rank: int, *, again: bool) -> Step:
+        tensors = Tensors(self.tensors)
+        for place, shared in self.shared.items():
+            tensors[place] = shared.to_send(tensors[place], rank, again=again)
+        leaves, settings = (tensors, self._required), (self.policy.allow_nan, self.policy.lease)
+        return Step(self.serve, self.key, *leaves, self.track, self.arguments, *settings)
 
 
 def _version(tensor: Tensor) -> int:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import torch
 from torch import Tensor
 
-from diffopt_dist import _graphs
-from diffopt_dist._graphs import Key
+from diffopt_dist import _store
 from diffopt_dist._pack import pack, unpack
+from diffopt_dist._share import Lent
+from diffopt_dist._store import GoneError, Graph, Key
+from diffopt_dist._wire import Tensors
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One thing that a worker is asked to do, whose graph it keeps under a key."""
 
     serve: Callable[..., tuple[list[Tensor], list[Tensor], bytes]]
     key: Key
-    tensors: list[Tensor]  # detached
+    tensors: Tensors  # detached, or lent
     required: list[bool]  # which of them require grad
     track: bool  # whether grad mode was on in the caller
     arguments: tuple[Any, ...]
@@ -31,32 +32,26 @@ class Step:
     lease: float  # seconds for which the graph is kept after its last use
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What a worker answers."""
 
-    tensors: list[Tensor]  # detached
+    tensors: Tensors  # detached
     differentiable: list[bool]  # which of them depend on an input that requires grad
     rest: bytes  # the result without its tensors
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """What a worker answers when a step raises."""
 
     text: str
     trace: str
     error: bytes | None  # the exception, if it can be pickled
-    gone: bool  # whether only the graph was missing
-
-
-class GraphGoneError(RuntimeError):
-    """The graph of an earlier step is not here, or not any more."""
+    gone: bool  # whether only something was missing that was here before
 
 
 def serve(dead: list[Key], steps: list[Step]) -> Reply | Failure:
-    """Forget the graphs that are no longer wanted, take the steps, answer for the last."""
-    _graphs.forget(dead)
+    """Forget what is no longer wanted, take the steps, answer for the last."""
+    _store.forget(dead)
     try:
         *before, last = steps
         for step in before:
@@ -86,11 +81,9 @@ def pull(
     cotangents: list[Tensor], of: Key, which: list[int], create_graph: bool, keep: bool
 ) -> tuple[list[Tensor], list[Tensor], bytes]:
     """Pull cotangents back through the graph kept under `of`, which is forgotten but to `keep`."""
-    kept = _graphs.find(of)
-    if kept is None:
-        raise GraphGoneError("The graph of this call is not kept here.")
+    kept: Graph = _store.find(of)
     if not keep:
-        _graphs.forget([of])
+        _store.forget([of])
     grads = torch.autograd.grad(
         [kept.outputs[index] for index in which],
         [leaf for leaf in kept.inputs if leaf.requires_grad],
@@ -106,20 +99,27 @@ def pull(
 
 def _take(step: Step) -> Reply:
     leaves = zip(step.tensors, step.required, strict=True)
-    inputs = [tensor.detach().requires_grad_(required) for tensor, required in leaves]
+    inputs = [_received(item).detach().requires_grad_(required) for item, required in leaves]
     with torch.set_grad_enabled(step.track):
         inputs, outputs, rest = step.serve(inputs, *step.arguments)
-    if not step.allow_nan and any(_has_nan(output) for output in outputs):
+    sent = Tensors([output.detach() for output in outputs])
+    if not step.allow_nan and any(_has_nan(tensor) for tensor in sent):
         raise FloatingPointError("the result has a NaN (`allow_nan=True` lets it pass)")
     wanted = step.track and any(leaf.requires_grad for leaf in inputs)
     differentiable = [wanted and output.requires_grad for output in outputs]
     if any(differentiable):
-        _graphs.keep(step.key, inputs, outputs, step.lease)
-    return Reply([output.detach() for output in outputs], differentiable, rest)
+        _store.keep(step.key, Graph(inputs, outputs), step.lease)
+    return Reply(sent, differentiable, rest)
+
+
+def _received(item: Tensor | Lent) -> Tensor:
+    return item.take() if isinstance(item, Lent) else item
 
 
 def _has_nan(tensor: Tensor) -> bool:
-    return (tensor.is_floating_point() or tensor.is_complex()) and bool(tensor.isnan().any())
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return False
+    return math.isnan(torch.linalg.vector_norm(tensor).item())  # in one pass, and one operation
 
 
 def _failure(error: BaseException) -> Failure:
@@ -129,4 +129,4 @@ def _failure(error: BaseException) -> Failure:
     except Exception:  # it holds something that cannot be sent
         data = None
     text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
-    return Failure(text, trace, data, isinstance(error, GraphGoneError))
+    return Failure(text, trace, data, isinstance(error, GoneError))

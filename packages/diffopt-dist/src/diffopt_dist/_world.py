@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from diffopt_dist import _engine, _graphs
+from diffopt_dist import _engine, _store
 
 F = TypeVar("F", bound=Callable[..., Any])
 Roles = Mapping[str, Sequence[int]]
@@ -68,7 +68,7 @@ class Membership:
 
 def leave(*, wait: bool, timeout: float = 0.0) -> None:
     """Leave the world; see `_engine.leave`."""
-    _graphs.stop_cleaning()
+    _store.stop_cleaning()
     _state.clear()
     _engine.leave(wait=wait, timeout=timeout)
 

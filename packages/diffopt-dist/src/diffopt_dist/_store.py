@@ -1,25 +1,28 @@
-"""Graphs that processes keep for one another, and when they let go of them.
+"""What processes keep for one another, and when they let go of it.
 
-A worker keeps the graph of a request until the caller lets go of the result, or until it has
-not been used for as long as its lease: then it is made again if it is wanted after all.
+A worker keeps the graph of a request, or a tensor that requests share, until the caller lets go
+of it, or until it has not been used for as long as its lease: then it is made, or sent, again if
+it is wanted after all.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from diffopt_dist import _engine
 
-Key = tuple[int, int]  # the rank of the caller, and its number for the request
+Key = tuple[int, int]  # the rank of the caller, and its number for what is kept
 PERIOD = 0.5  # seconds between the rounds of the janitor
-TELL = 10.0  # seconds that telling a worker of dead graphs may take
+TELL = 10.0  # seconds that telling a worker of dead keys may take
 
 
 @dataclass
@@ -28,44 +31,64 @@ class Graph:
 
     inputs: list[Tensor]
     outputs: list[Tensor]
+
+
+@dataclass
+class _Kept:
+    value: Any
     lease: float
     used: float
 
 
-_kept: dict[Key, Graph] = {}
-# Keys of graphs that no one here can ask for any more, by the worker that may keep them.
+class GoneError(RuntimeError):
+    """What an earlier step has left here is not here any more."""
+
+
+_numbers = itertools.count()
+_kept: dict[Key, _Kept] = {}
+# Keys of what no one here can ask for any more, by the worker that may keep it.
 _dead: defaultdict[int, deque[Key]] = defaultdict(deque)
 _janitor: threading.Thread | None = None
 _leaving = threading.Event()
 
 
-def keep(key: Key, inputs: list[Tensor], outputs: list[Tensor], lease: float) -> None:
-    """Keep a graph here, for another process."""
-    _kept[key] = Graph(inputs, outputs, lease, time.monotonic())
+def new_key() -> Key:
+    """A key for what other processes are to keep for this one."""
+    return _engine.rank(), next(_numbers)
+
+
+def keep(key: Key, value: Any, lease: float) -> None:
+    """Keep something here, for another process."""
+    _kept[key] = _Kept(value, lease, time.monotonic())
     _clean_up()
 
 
-def find(key: Key) -> Graph | None:
-    """The graph kept here under a key, whose lease begins anew."""
-    graph = _kept.get(key)
-    if graph is not None:
-        graph.used = time.monotonic()
-    return graph
+def find(key: Key) -> Any:
+    """What is kept here under a key, whose lease begins anew.
+
+    Raises:
+        GoneError: If there is nothing.
+    """
+    kept = _kept.get(key)
+    if kept is None:
+        raise GoneError("What an earlier message has left here is not kept any more.")
+    kept.used = time.monotonic()
+    return kept.value
 
 
 def forget(keys: Iterable[Key]) -> None:
-    """Let go of graphs kept here."""
+    """Let go of what is kept here."""
     for key in keys:
         _kept.pop(key, None)
 
 
-def kept_graphs() -> int:
-    """How many graphs this process keeps for others."""
-    return len(_kept)
+def count(kind: type) -> int:
+    """How many values of a kind this process keeps for others."""
+    return sum(isinstance(kept.value, kind) for kept in list(_kept.values()))
 
 
 def release_with(owner: object, key: Key) -> set[int]:
-    """Let workers forget a graph when `owner` dies: those whose ranks are in the set by then."""
+    """Let workers forget a key when `owner` dies: those whose ranks are in the set by then."""
     keepers: set[int] = set()
     # Not told at once, as a finalizer may run at any moment.
     weakref.finalize(owner, _bury, key, keepers).atexit = False
@@ -74,7 +97,7 @@ def release_with(owner: object, key: Key) -> set[int]:
 
 
 def take_dead(rank: int) -> list[Key]:
-    """The graphs that a worker need not keep any more and has not been told of."""
+    """The keys that a worker need not keep any more and has not been told of."""
     keys, found = _dead[rank], []
     while keys:
         found.append(keys.popleft())
@@ -105,7 +128,7 @@ def _clean_up() -> None:
 def _work() -> None:
     while not _leaving.wait(PERIOD) and _engine.is_joined():
         now = time.monotonic()
-        forget([key for key, graph in list(_kept.items()) if now - graph.used > graph.lease])
+        forget([key for key, kept in list(_kept.items()) if now - kept.used > kept.lease])
         for rank in list(_dead):
             keys = take_dead(rank)
             if keys:
