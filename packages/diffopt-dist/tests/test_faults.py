@@ -246,12 +246,19 @@ def test_a_graph_whose_lease_has_ended_is_made_again(on_rank_zero):
     torch.testing.assert_close(h, 2 * g.detach())
 
 
-def test_arguments_that_have_been_changed_in_place_are_refused_where_they_matter(on_rank_zero):
+def test_arguments_that_have_been_changed_in_place_are_refused_where_they_matter(
+    on_rank_zero, tmp_path
+):
     def main():
+        def wait(x):
+            while not (tmp_path / "changed").exists():
+                time.sleep(0.01)
+            return x.sum()
+
         x = torch.ones(2, dtype=torch.float64)
-        f = parallelize_async(lambda x: (time.sleep(0.5), x.sum())[1], workers=[1])
-        started = f(x)
+        started = parallelize_async(wait, workers=[1])(x)
         x.add_(1)
+        (tmp_path / "changed").touch()
         messages = [message_of(RuntimeError, started.wait)]
         w = torch.ones(2, dtype=torch.float64, requires_grad=True)
         y = w * 1.0
@@ -266,7 +273,8 @@ def test_arguments_that_have_been_changed_in_place_are_refused_where_they_matter
     messages, gradient = on_rank_zero(main)
 
     for message in messages:
-        assert "Tensor 0, of shape (2,), of task 0 of 1, `<lambda>` has been changed in" in message
+        assert "Tensor 0, of shape (2,), of task 0 of 1, `" in message
+        assert "has been changed in place since the call was made" in message
     assert gradient == [3.0, 3.0]
 
 

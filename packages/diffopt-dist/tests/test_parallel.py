@@ -24,6 +24,8 @@ from diffopt_dist import (
     sum_reducer,
 )
 
+LEASE = 321.0  # seconds
+
 
 def test_values_gradients_and_second_derivatives_equal_those_of_a_local_call(on_rank_zero):
     def main():
@@ -86,52 +88,56 @@ def test_a_meta_gradient_through_inner_steps_on_the_workers_equals_the_local_one
     torch.testing.assert_close(parallel, local, rtol=1e-12, atol=1e-14)
 
 
+def kept():
+    """How many graphs of these tests this process keeps; not those that others have left."""
+    from diffopt_dist import _store
+
+    return sum(kept.lease == LEASE for kept in list(_store._kept.values()))
+
+
 def test_graphs_are_released_and_partial_use_of_results_is_differentiated(on_rank_zero):
     def main():
-        from diffopt_dist._store import Graph, count
-
         x = torch.arange(1.0, 5.0, requires_grad=True)
 
         def two(x):
             return x.square().sum(), x.detach(), (x**3).sum(), torch.arange(2)
 
-        first = parallelize(two, reducer=sum_reducer, workers=[0, 1])(x)
+        f = parallelize(two, reducer=sum_reducer, workers=[0, 1], lease=LEASE)
+        first = f(x)
         gradient = torch.autograd.grad(first[2], x, retain_graph=True)[0].tolist()
         flags = [value.requires_grad for value in first]
-        kept = [sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)]))]
+        counts = [sum(call_all([Call(rank, kept) for rank in (0, 1)]))]
         again = torch.autograd.grad(first[0], x)[0].tolist()  # which lets go of them
-        kept.append(sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])))
+        counts.append(sum(call_all([Call(rank, kept) for rank in (0, 1)])))
         try:
             torch.autograd.grad(first[0], x)
         except RuntimeError as error:
             message = str(error)
-        second = parallelize(two, reducer=sum_reducer, workers=[0, 1])(x)
-        kept.append(sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])))
+        second = f(x)
+        counts.append(sum(call_all([Call(rank, kept) for rank in (0, 1)])))
         del second
         deadline = time.monotonic() + 30
-        while sum(call_all([Call(rank, count, (Graph,)) for rank in (0, 1)])):
+        while sum(call_all([Call(rank, kept) for rank in (0, 1)])):
             assert time.monotonic() < deadline, "a graph outlives its result"
-        return gradient, again, flags, kept, message
+        return gradient, again, flags, counts, message
 
-    gradient, again, flags, kept, message = on_rank_zero(main)
+    gradient, again, flags, counts, message = on_rank_zero(main)
 
     assert gradient == [3.0, 12.0, 27.0, 48.0]
     assert again == [2.0, 4.0, 6.0, 8.0]
     assert flags == [True, False, True, False]
-    assert kept == [2, 0, 2]
+    assert counts == [2, 0, 2]
     assert "released by an earlier backward pass. Pass `retain_graph=True`" in message
 
 
 def test_no_graph_is_kept_without_grad_mode_or_tensors_that_require_grad(on_rank_zero):
     def main():
-        from diffopt_dist._store import Graph, count
-
-        x = torch.ones(4)
+        x, f = torch.ones(4), parallelize(torch.sum, lease=LEASE)
         with torch.no_grad():
-            silent = parallelize(torch.sum)(x.clone().requires_grad_())
-        constant = parallelize(torch.sum)(x)
+            silent = f(x.clone().requires_grad_())
+        constant = f(x)
         flags = silent.requires_grad, constant.requires_grad
-        return (*flags, call_all([Call(1, count, (Graph,))])[0])
+        return (*flags, call_all([Call(1, kept)])[0])
 
     assert on_rank_zero(main) == (False, False, 0)
 
@@ -335,17 +341,37 @@ def test_random_numbers_follow_from_the_seed_and_not_from_the_worker(on_rank_zer
     assert untouched
 
 
-def test_calls_are_taken_as_they_are_done(on_rank_zero):
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_random_numbers_of_a_gpu_follow_from_the_seed_too(on_rank_zero):
     def main():
-        wait = lambda seconds: (time.sleep(seconds), seconds)[1]
-        calls = [remote_async_call(wait, (s,), to="agent") for s in (1.0, 0.1)]
-        order = [call.wait() for call in as_completed(calls)]
+        draw = lambda x: torch.rand(2, device="cuda").sum().cpu()
+        f = [parallelize(draw, workers=[rank], seed=7) for rank in (0, 1, 1)]
+        return [each(torch.ones(1)).item() for each in f]
+
+    assert len(set(on_rank_zero(main))) == 1
+
+
+def test_calls_are_taken_as_they_are_done(on_rank_zero, tmp_path):
+    def main():
+        def wait(name):
+            while not (tmp_path / name).exists():
+                time.sleep(0.01)
+            return name
+
+        (tmp_path / "early").touch()
+        taken = []
+        for call in as_completed([remote_async_call(wait, (n,), to=1) for n in ("late", "early")]):
+            taken.append(call.wait())
+            (tmp_path / "late").touch()
+        call = remote_async_call(wait, ("last",), to=1)
         try:
-            next(as_completed([remote_async_call(wait, (2.0,), to=1)], timeout=0.1))
+            next(as_completed([call], timeout=0.1))
         except TimeoutError as error:
-            return order, str(error)
+            (tmp_path / "last").touch()
+            return taken, call.wait(), str(error)
 
-    order, message = on_rank_zero(main)
+    taken, last, message = on_rank_zero(main)
 
-    assert order == [0.1, 1.0]
+    assert taken == ["early", "late"]
+    assert last == "last"
     assert message == "1 calls were not done after 0.1 s."

@@ -82,11 +82,6 @@ def forget(keys: Iterable[Key]) -> None:
         _kept.pop(key, None)
 
 
-def count(kind: type) -> int:
-    """How many values of a kind this process keeps for others."""
-    return sum(isinstance(kept.value, kind) for kept in list(_kept.values()))
-
-
 def release_with(owner: object, key: Key) -> set[int]:
     """Let workers forget a key when `owner` dies: those whose ranks are in the set by then."""
     keepers: set[int] = set()

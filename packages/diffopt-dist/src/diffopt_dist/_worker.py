@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -68,12 +69,8 @@ def run(
     captured, own = inputs[:count], inputs[count:]
     fn = unpack(captured, function)
     args, kwargs = unpack(own, rest)
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)  # so that any worker gives the same, again too
-    try:
+    with _seeded(seed):  # so that any worker gives the same, again too
         outputs, result = pack(fn(*args, **kwargs))
-    finally:
-        torch.default_generator.set_state(state)
     return [*captured, *own], outputs, result
 
 
@@ -95,6 +92,16 @@ def pull(
     present = [grad for grad in grads if grad is not None]
     rest = pickle.dumps([grad is not None for grad in grads])
     return [*cotangents, *kept.inputs], present, rest
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)
+        if torch.backends.cuda.is_built():  # `torch.manual_seed` takes a millisecond elsewhere
+            torch.cuda.manual_seed_all(seed)  # also a device that the task is the first to use
+        yield
 
 
 def _take(step: Step) -> Reply:
