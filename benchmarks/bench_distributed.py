@@ -1,23 +1,28 @@
 """Meta-gradients over processes: speed-up, overhead a task, a model of larger worlds, TorchOpt.
 
-The task is a MAML task (a perceptron, steps of SGD, second derivatives) of at least 50 ms, with one
-thread in each process. The two workers are the caller's process and another, on as many cores. The
-overhead is that of tasks that do next to nothing, beside a bare `rpc_async` of the same tensor in
-the same world. From it, and from what the caller itself computes for each task, follows a model:
+The task is a MAML task (a perceptron, steps of SGD, second derivatives), with one thread in each
+process: as many inner steps as make 50 ms, and a short one beside it. The two workers are the
+caller's process and another, on as many cores. What the machine itself allows is the row of two
+processes that do half of the tasks each and send nothing but a word to begin. The overhead is
+that of tasks that do next to nothing, beside a bare `rpc_async` of the same tensor in the same
+world. From it, and from what the caller itself computes for each task, follows a model:
 
     time of a step = max(tasks / workers * (task + round trips), tasks * caller's share)
 
 so that the caller is saturated at (task + round trips) / (caller's share) workers. TorchOpt's
-runtime does the same meta-step in a world of its own, by torchrun.
+runtime does the same meta-steps in a world of its own, by torchrun. The bytes are those of all
+messages to the two workers in one forward pass of single tasks: the weights are sent once to each
+worker, and with every task where each has weights of its own.
 
     nox -s bench, or python benchmarks/bench_distributed.py [--quick] [--json FILE]
 
-A world of 20 processes is started here and not in the tests, because it takes 50 s of CPU.
+A world of 20 processes is started here and not in the tests: it takes 50 s of CPU and 4 GiB.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import operator
 import os
 import subprocess
@@ -25,21 +30,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from diffopt_dist import Shard, get_rank, get_world_size, launch, parallelize, replicate
-from diffopt_dist._pack import pack
-from diffopt_dist._request import Policy, Request
-from diffopt_dist._worker import run
-from harness import arguments, report
+from diffopt_dist import (
+    Call,
+    Shard,
+    call_all,
+    exclusive_batch_partitioner,
+    get_rank,
+    get_world_size,
+    launch,
+    local_state,
+    parallelize,
+    replicate,
+)
+from diffopt_dist import _engine as engine
+from harness import WALL, arguments, report, turns
 from torch import Tensor
 from torch.distributed import rpc
 from torch.distributed.rpc import internal
 
-TASKS, STEPS, WORLDS = 8, 6, (8, 64, 512)
+TASKS, SHORT, LONG, WORLDS = 8, 3, 0.05, (8, 64, 512)  # LONG in seconds
 TORCHOPT = "PEER_RESULT"
 echo = operator.pos  # a task that does nothing, which pickle can send
 
@@ -57,12 +72,12 @@ def network(params: list[Tensor], x: Tensor) -> Tensor:
     return torch.tanh(torch.tanh(x @ params[0]) @ params[1]) @ params[2]
 
 
-def meta_loss(params: list[Tensor], tasks: Tensor) -> Tensor:
+def meta_loss(steps: int, params: list[Tensor], tasks: Tensor) -> Tensor:
     """Mean over some tasks of the loss after inner steps."""
     losses = []
     for x in tasks:
         fast = list(params)
-        for _ in range(STEPS):
+        for _ in range(steps):
             loss = network(fast, x).square().mean()
             gradients = torch.autograd.grad(loss, fast, create_graph=True)
             fast = [p - 0.1 * g for p, g in zip(fast, gradients, strict=True)]
@@ -76,15 +91,112 @@ def step(loss: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: torch.autograd.grad(loss(params, tasks), params)
 
 
-def seconds(call: Callable[[], Any], rounds: int, clock: Callable[[], float]) -> float:
-    """The median time of a call, after a first."""
-    call()
-    taken = []
-    for _ in range(rounds):
-        start = clock()
+def medians(contenders: dict[str, Callable[[], Any]], rounds: int, clock: Any) -> dict[str, float]:
+    """The median time of each, in seconds, taken in turns."""
+    measured = turns(contenders, rounds=rounds, seconds=0.0, clock=clock)
+    return {name: median(times) / 1e6 for name, times in measured.items()}
+
+
+def long_enough() -> int:
+    """How many inner steps make a task of `LONG` seconds here, for one thread."""
+    steps = SHORT
+    while True:
+        call = step(partial(meta_loss, steps))
         call()
-        taken.append(clock() - start)
-    return median(taken)
+        taken = min(timed(call) for _ in range(3)) / TASKS
+        if taken >= LONG:
+            return steps
+        steps = math.ceil(steps * max(1.1 * LONG / taken, 1.2))
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def half(steps: int, part: int) -> None:
+    """What one of two workers computes in a meta-step, on inputs that it has."""
+    params, tasks = local_state().setdefault("inputs", params_and_tasks())
+    torch.autograd.grad(meta_loss(steps, params, tasks[part::2]), params)
+
+
+def meta_steps(steps: int, rounds: int) -> dict[str, float]:
+    """In a world of two: seconds of a meta-step, and the cores the caller takes while it waits."""
+    loss = partial(meta_loss, steps)
+    spread = lambda workers: step(
+        lambda params, tasks: parallelize(loss, workers=workers)(replicate(params), tasks)
+    )
+    names: dict[str, Callable[[], Any]] = {
+        "sequential": step(loss),
+        "one worker": spread([1]),
+        "two workers": spread([0, 1]),
+        "two processes apart": lambda: call_all([Call(i, half, (steps, i)) for i in (0, 1)]),
+    }
+    torch.testing.assert_close(names["two workers"](), names["sequential"](), rtol=1e-4, atol=1e-6)
+    found = medians(names, rounds, WALL)
+    waiting = medians({"caller": names["one worker"]}, rounds, time.process_time_ns)["caller"]
+    return {**found, "cores of a waiting caller": waiting / found["one worker"]}
+
+
+def small_tasks(rounds: int) -> dict[str, float]:
+    """In a world of two: what a task costs that does nothing, in microseconds."""
+    x, count = torch.ones(3), 50
+    worker = rpc.get_worker_info().name.replace("0", "1")
+    spread = partial(
+        parallelize,
+        partitioner=lambda args, kwargs, parts: [Shard(args, {}, 1)] * count,
+        workers=[1],
+    )
+    one_by_one = spread(echo, reducer=lambda results, sizes: None)
+    contenders = {
+        "ours": lambda: one_by_one(x),
+        "rpc_async": lambda: [rpc.rpc_async(worker, echo, (x,)).wait() for _ in range(count)],
+    }
+    found = {}
+    for what, clock in {"round trip": WALL, "caller's share": time.process_time_ns}.items():
+        for name, taken in medians(contenders, rounds, clock).items():
+            found[f"{what}, {name} (us)"] = taken / count * 1e6
+    params, tasks = params_and_tasks()
+    total = spread(lambda params, x: sum(p.sum() for p in params))
+    both = {"": lambda: torch.autograd.grad(total(params, tasks[0]), params)}
+    taken = medians(both, rounds, time.process_time_ns)[""]
+    return {**found, "caller's share, task and gradient (us)": taken / count * 1e6}
+
+
+def message_bytes() -> dict[str, int]:
+    """Bytes of all messages of a call to two workers, and of one of `echo`."""
+    params, tasks = params_and_tasks()
+    spread = partial(parallelize, partial(meta_loss, 0), workers=[0, 1])
+    own = [[p.clone() for p in params] for _ in tasks]
+    shards = [Shard((weights, x[None]), {}, 1) for weights, x in zip(own, tasks, strict=True)]
+    once = spread(partitioner=exclusive_batch_partitioner)
+    always = spread(partitioner=lambda args, kwargs, parts: shards)
+    x = torch.ones(3)
+    with torch.no_grad():
+        return {
+            "weights once to each worker": sent_in(lambda: once(replicate(params), tasks[:, None])),
+            "weights with every task": sent_in(always),
+            "echo, ours": sent_in(lambda: parallelize(echo, workers=[1])(x)),
+            "echo, rpc_async": bytes_of(echo, (x,)),
+        }
+
+
+def sent_in(call: Callable[[], Any]) -> int:
+    """How many bytes a call sends to workers."""
+    sent, send = [], engine.send
+
+    def counting(rank: int, serve: Any, arguments: tuple[Any, ...], timeout: Any) -> Any:
+        sent.append(bytes_of(serve, arguments))
+        return send(rank, serve, arguments, timeout)
+
+    engine.send = counting
+    try:
+        call()
+    finally:
+        engine.send = send
+    return sum(sent)
 
 
 def bytes_of(function: Any, args: tuple[Any, ...]) -> int:
@@ -93,87 +205,47 @@ def bytes_of(function: Any, args: tuple[Any, ...]) -> int:
     return len(data) + sum(tensor.nbytes for tensor in tensors)
 
 
-def message_bytes(x: Tensor) -> dict[str, int]:
-    """Bytes of a call of `echo`, ours and bare."""
-    function, rest = pack(echo)[1], pack(((x,), {}))[1]
-    request = Request("echo", run, (function, 0, rest, 0), [x], 1, [0], Policy())
-    ours = bytes_of(run, ([], [request._step()]))
-    return {"ours": ours, "rpc_async": bytes_of(echo, (x,))}
-
-
 def measure(rounds: int) -> dict[str, Any] | None:
-    """In a world of two: the speed-up, and the overhead."""
+    """In a world of two: all that is measured of ours."""
     if get_rank() != 0:
         return None
-    here = step(meta_loss)
-    spread = lambda workers: step(
-        lambda params, tasks: parallelize(meta_loss, workers=workers)(replicate(params), tasks)
-    )
-    wall = time.perf_counter
-    torch.testing.assert_close(spread([0, 1])(), here(), rtol=1e-4, atol=1e-6)
-    names = {"sequential": here, "one worker": spread([1]), "two workers": spread([0, 1])}
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, call in names.items():
-            taken[name].append(seconds(call, 1, wall))
-    found: dict[str, Any] = {name: median(times) for name, times in taken.items()}
-
-    x, count = torch.ones(3), 50
-    worker = rpc.get_worker_info().name.replace("0", "1")
-    one_by_one = parallelize(
-        echo,
-        partitioner=lambda args, kwargs, parts: [Shard(args, {}, 1)] * count,
-        reducer=lambda results, sizes: None,
-        workers=[1],
-    )
-    bare = lambda: [rpc.rpc_async(worker, echo, (x,)).wait() for _ in range(count)]
-    contenders = {"ours": lambda: one_by_one(x), "rpc_async": bare}
-    for name, call in contenders.items():
-        found[f"round trip, {name} (us)"] = seconds(call, rounds, wall) / count * 1e6
-        found[f"caller's share, {name} (us)"] = (
-            seconds(call, rounds, time.process_time) / count * 1e6
-        )
-    params, tasks = params_and_tasks()
-    both = parallelize(
-        lambda params, x: sum(p.sum() for p in params),
-        partitioner=lambda args, kwargs, parts: [Shard(args, {}, 1)] * count,
-        workers=[1],
-    )
-    pass_both = lambda: torch.autograd.grad(both(params, tasks[0]), params)
-    found["caller's share, task and gradient (us)"] = (
-        seconds(pass_both, rounds, time.process_time) / count * 1e6
-    )
-    found["bytes"] = message_bytes(x)
-    return found
+    steps = long_enough()
+    return {
+        "steps": {"long tasks": steps, "short tasks": SHORT},
+        "long tasks": meta_steps(steps, rounds),
+        "short tasks": meta_steps(SHORT, rounds),
+        "overhead of a task": small_tasks(rounds),
+        "bytes": message_bytes(),
+    }
 
 
 def model(found: dict[str, Any]) -> dict[str, Any]:
     """Predicted speed-ups over one process, for tasks as measured and for tasks of a second."""
-    trip = 2 * found["round trip, ours (us)"] / 1e6
-    share = found["caller's share, task and gradient (us)"] / 1e6
+    small = found["overhead of a task"]
+    trip = 2 * small["round trip, ours (us)"] / 1e6
+    share = small["caller's share, task and gradient (us)"] / 1e6
     results = {}
-    for name, task in {"as measured": found["sequential"] / TASKS, "of 1 s": 1.0}.items():
+    tasks = {name: found[name]["sequential"] / TASKS for name in ("long tasks", "short tasks")}
+    for name, task in {**tasks, "tasks of 1 s": 1.0}.items():
         times = {workers: max((task + trip) / workers, share) for workers in WORLDS}
-        results[f"tasks {name}"] = {
+        results[name] = {
             **{f"{w} workers": task / times[w] for w in WORLDS},
             "caller saturated at workers": (task + trip) / share,
         }
     return results
 
 
-def torchopt_step(rounds: int) -> None:
-    """In a world of torchrun: the same meta-step by TorchOpt's runtime."""
+def torchopt_steps(rounds: int, steps: dict[str, int]) -> None:
+    """In a world of torchrun: the same meta-steps by TorchOpt's runtime."""
     import torchopt.distributed as todist  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(1)
-    here = step(meta_loss)  # before the function's name is that of TorchOpt's
+    loss = meta_loss  # the function, before its name is that of TorchOpt's
 
-    def part(params: list[Tensor], tasks: Tensor) -> Any:
-        shares = zip(range(get_size()), tasks.tensor_split(get_size()), strict=True)
-        return [(rank, (params, share), {}) for rank, share in shares]
-
-    def get_size() -> int:
-        return int(os.environ["WORLD_SIZE"])
+    def part(count: int, params: list[Tensor], tasks: Tensor) -> Any:
+        size = int(os.environ["WORLD_SIZE"])
+        shares = zip(range(size), tasks.tensor_split(size), strict=True)
+        return [(rank, (count, params, share), {}) for rank, share in shares]
 
     # In every process, because it gives the function a name by which the others know it.
     spread = todist.parallelize(partitioner=part, reducer=todist.mean_reducer)(meta_loss)
@@ -183,30 +255,33 @@ def torchopt_step(rounds: int) -> None:
     def main() -> None:
         params, tasks = params_and_tasks()
 
-        def call() -> Any:
+        def call(count: int) -> Any:
             with todist.autograd.context() as context:
-                return todist.autograd.grad(context, spread(params, tasks), params)
+                return todist.autograd.grad(context, spread(count, params, tasks), params)
 
-        torch.testing.assert_close(call(), here(), rtol=1e-4, atol=1e-6)
-        taken = seconds(call, rounds, time.perf_counter)
-        Path(os.environ[TORCHOPT]).write_text(json.dumps(taken))
+        for count in steps.values():
+            here = step(partial(loss, count))
+            torch.testing.assert_close(call(count), here(), rtol=1e-4, atol=1e-6)
+        contenders = {name: partial(call, count) for name, count in steps.items()}
+        Path(os.environ[TORCHOPT]).write_text(json.dumps(medians(contenders, rounds, WALL)))
 
     main()
 
 
-def torchopt(rounds: int) -> float | str:
-    """Seconds of TorchOpt's meta-step with two workers, or what went wrong."""
+def torchopt(options: Any, steps: dict[str, int]) -> dict[str, Any]:
+    """Seconds of TorchOpt's meta-steps with two workers, or what went wrong."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29587", __file__, "--torchopt", *["--quick"] * (rounds < 10)]
+    command += ["--master-port", "29587", __file__, "--torchopt", *["--quick"] * options.quick]
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "seconds"
+        result.with_name("steps").write_text(json.dumps(steps))
         environment = {**os.environ, TORCHOPT: str(result), "OMP_NUM_THREADS": "1"}
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=600)
         except subprocess.TimeoutExpired:
-            return "no result after 300 s"
+            return dict.fromkeys(steps, "no result after 600 s")
         if not result.exists():
-            return done.stderr.decode()[-2000:]
+            return dict.fromkeys(steps, done.stderr.decode()[-2000:])
         return json.loads(result.read_text())
 
 
@@ -215,31 +290,38 @@ def main() -> None:
     options = arguments(__doc__ or "", torchopt="be a process of TorchOpt's world, by torchrun")
     rounds = 3 if options.quick else 15
     if options.torchopt:
-        torchopt_step(rounds)
+        steps = Path(os.environ[TORCHOPT]).with_name("steps").read_text()
+        torchopt_steps(rounds, json.loads(steps))
         return
-    found = launch(measure, 2, (rounds,), timeout=600.0)[0]
-    found["two workers, TorchOpt"] = torchopt(rounds)
+    found = launch(measure, 2, (rounds,), timeout=1200.0)[0]
+    steps = found.pop("steps")
+    for name, taken in torchopt(options, steps).items():
+        found[name]["two workers, TorchOpt"] = taken
     found["predicted speed-up"] = model(found)
     if not options.quick:
         start = time.perf_counter()
         assert launch(get_world_size, 20, timeout=600.0) == [20] * 20
         found["a world of 20 processes, from start to end (s)"] = time.perf_counter() - start
-    sequential = found["sequential"]
-    print(
-        f"a task: {sequential / TASKS * 1e3:.0f} ms, a step of {TASKS}: {sequential * 1e3:.0f} ms"
-    )
-    for name in ("one worker", "two workers", "two workers, TorchOpt"):
-        taken = found[name]
-        print(name, taken if isinstance(taken, str) else f"{sequential / taken:.2f}x")
-    for name, value in found.items():
-        if name.endswith("(us)"):
-            print(f"{name[:-5]}: {value:.0f} us")
-    print("bytes to a worker:", found["bytes"])
-    for name, values in found["predicted speed-up"].items():
-        print(name, {where: round(value, 1) for where, value in values.items()})
+    show(found, steps)
     report(
         {"distributed": found}, ["diffopt-dist", "torch", "torchopt"], options.json, unit="seconds"
     )
+
+
+def show(found: dict[str, Any], steps: dict[str, int]) -> None:
+    """Print what was found."""
+    for name, count in steps.items():
+        sequential = found[name]["sequential"]
+        print(f"{name}: {count} inner steps, {sequential / TASKS * 1e3:.0f} ms, {TASKS} a step")
+        for who in [who for who in found[name] if who.startswith(("one", "two"))]:
+            taken = found[name][who]
+            print(f"  {who}", taken if isinstance(taken, str) else f"{sequential / taken:.2f}x")
+        print(f"  cores of a waiting caller: {found[name]['cores of a waiting caller']:.2f}")
+    for name, value in found["overhead of a task"].items():
+        print(f"{name[:-5]}: {value:.0f} us")
+    print("bytes to workers:", found["bytes"])
+    for name, values in found["predicted speed-up"].items():
+        print(f"predicted, {name}:", {where: round(value, 1) for where, value in values.items()})
 
 
 if __name__ == "__main__":

@@ -117,6 +117,32 @@ def test_a_stopped_worker_delays_a_result_by_its_time_out_and_works_again_when_i
     assert 6 <= seconds < 60
 
 
+def test_a_lost_worker_gets_no_task_as_long_as_it_does_not_answer():
+    def main():
+        if get_rank() != 0:
+            return None
+        from diffopt_dist import _engine, _worker
+
+        asked, send = [], _engine.send
+
+        def watched(rank, serve, *others):
+            if serve is _worker.serve:
+                asked.append(rank)
+            return send(rank, serve, *others)
+
+        message_of(RemoteError, lambda: remote_sync_call(die, to=1))
+        _engine.send = watched
+        x = torch.arange(8.0, requires_grad=True)
+        options = {"partitioner": exclusive_batch_partitioner, "reducer": sum_reducer}
+        parallelize(torch.square, workers=[1, 2], **options)(x).backward()
+        return asked, x.grad.tolist()
+
+    asked, gradient = launch(main, 3, timeout=120.0, expendable=[1])[0]
+
+    assert asked == [2] * 16
+    assert gradient == [2.0 * i for i in range(8)]
+
+
 def test_out_of_retries_the_error_names_task_and_workers():
     def main():
         if get_rank() == 0:
