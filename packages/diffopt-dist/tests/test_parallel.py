@@ -243,6 +243,24 @@ def test_a_fast_worker_takes_more_tasks_and_none_has_two_at_a_time(on_rank_zero)
     assert told == [(i, 12) for i in range(1, 13)]
 
 
+def test_progress_is_told_while_other_tasks_run(on_rank_zero, tmp_path):
+    def main():
+        def task(number):
+            deadline = time.monotonic() + 60
+            while number == 1 and not (tmp_path / "told").exists():
+                assert time.monotonic() < deadline, "nothing is told"
+                time.sleep(0.01)
+
+        parallelize(
+            task,
+            partitioner=exclusive_batch_partitioner,
+            reducer=lambda results, sizes: None,
+            progress=lambda done, total: (tmp_path / "told").touch(),
+        )(torch.arange(2))
+
+    on_rank_zero(main)
+
+
 def test_an_error_of_the_progress_callback_is_raised(on_rank_zero):
     def main():
         def interrupt(done, total):
