@@ -101,7 +101,7 @@ def test_a_stopped_worker_delays_a_result_by_its_time_out_and_works_again_when_i
         if get_rank() != 0:
             return None
         pid = remote_sync_call(os.getpid, to=1)
-        pair, seconds = compare(0, 1, stop, tmp_path, timeout=6.0)
+        pair, seconds = compare(0, 1, stop, tmp_path, timeout=6.0, retries=3)
         os.kill(pid, signal.SIGCONT)
         deadline = time.monotonic() + 60
         where = parallelize(lambda x: get_rank(), reducer=lambda ranks, sizes: ranks)
@@ -114,7 +114,7 @@ def test_a_stopped_worker_delays_a_result_by_its_time_out_and_works_again_when_i
 
     for ours, expected in zip(disturbed, undisturbed, strict=True):
         assert torch.equal(ours, expected)
-    assert 6 <= seconds < 60
+    assert 6 <= seconds < 100
 
 
 def test_a_lost_worker_gets_no_task_as_long_as_it_does_not_answer():
