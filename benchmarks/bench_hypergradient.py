@@ -1,7 +1,7 @@
 """The hypergradient of a network of a million parameters, by ten steps of CG or of a series.
 
 The claim: an adjoint iteration of ours costs little more than its product with the Hessian, whose
-floor is six matrix products a layer, and never waits for the device. All run in one thread. What an
+floor is six matrix products a layer, and never waits for the device. All run on one core. What an
 iteration takes is the difference between ten and twenty. The network is
 784-1024-256-10, the batch 64 images; the inner loss is cross-entropy, with the squared distance to
 where the training ended, as in implicit MAML, and a penalty for each weight tensor, whose logarithm
@@ -16,7 +16,6 @@ with a plain loop in float64 before anything is timed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -32,7 +31,7 @@ from diffopt_implicit import (
     hypergradient,
     solve_cg,
 )
-from harness import WALL, arguments, fastest, report, row
+from harness import WALL, arguments, fastest, one_core, report, row
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
@@ -168,7 +167,6 @@ def by_torchopt(problem: Problem, name: str, count: int) -> Contender:
 
 def by_jaxopt(problem: Problem, count: int) -> Contender:
     """JAXopt's `custom_root` with `solve_cg`, under `jax.jit`."""
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # one thread, as the others
     import jax  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     from jaxopt.implicit_diff import custom_root as decorate  # pyright: ignore[reportMissingImports]
@@ -267,6 +265,7 @@ def main() -> None:
     """Compare, measure and print."""
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
+    one_core()
     single, double = Problem(torch.float32), Problem(torch.float64)
     rounds, seconds = (1, 0.01) if options.quick else (10, 0.5)
     results = {}

@@ -2,7 +2,7 @@
 
 The claim: the iterations are as good as the best, none evaluates the function more often than it
 must, and what is done between evaluations costs next to nothing; the floor is the evaluations
-alone. All run in float64 in one thread with ten pairs of memory, from zero. Beside ours stand
+alone. All run in float64 on one core with ten pairs of memory, from zero. Beside ours stand
 `torch.optim.LBFGS` (strong Wolfe), SciPy's L-BFGS-B and JAXopt under `jax.jit`. The gradient error
 is the Euclidean norm of the gradient, recomputed for all by the same function; what is timed is 30
 iterations, and as many as each needs to bring that to 1e-9.
@@ -12,7 +12,6 @@ iterations, and as many as each needs to bring that to 1e-9.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffopt_implicit import LBFGS, BacktrackingLineSearch, HagerZhangLineSearch, ZoomLineSearch
-from harness import WALL, arguments, fastest, report, row
+from harness import WALL, arguments, fastest, one_core, report, row
 from sklearn.datasets import make_classification
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -115,7 +114,6 @@ def by_scipy() -> Minimize:
 
 def by_jaxopt(linesearch: str) -> Minimize:
     """JAXopt's, compiled whole."""
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # one thread, as the others
     import jax  # pyright: ignore[reportMissingImports]
     import jax.numpy as jnp  # pyright: ignore[reportMissingImports]
     import jaxopt  # pyright: ignore[reportMissingImports]
@@ -194,6 +192,7 @@ def main() -> None:
     """Compare, measure and print."""
     options = arguments(__doc__ or "")
     torch.set_num_threads(1)
+    one_core()
     rounds, seconds = (1, 0.01) if options.quick else (10, 0.5)
     results: dict[str, Any] = {}
     runs: dict[str, Callable[[], Any]] = {}

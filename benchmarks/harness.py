@@ -27,6 +27,15 @@ def arguments(description: str, **switches: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def one_core() -> None:
+    """Keep the process on one core; to be called before JAX is imported.
+
+    Its CPU backend takes a thread for each core that it finds, and no option keeps it from that.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def fastest(
     contenders: Contenders, *, rounds: int, seconds: float, clock: Callable[[], int]
 ) -> dict[str, float]:

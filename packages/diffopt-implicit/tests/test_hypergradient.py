@@ -569,6 +569,55 @@ def test_a_fixed_number_of_iterations_takes_no_product_beyond_them(solve, produc
     assert 0.3 < info.residual / (a @ x - b).norm() < 3
 
 
+@pytest.mark.parametrize(
+    "method", [CG(7), NormalCG(7), Neumann(7, 0.1), Exact(), Nystrom(4)], ids=name_of
+)
+def test_one_evaluation_of_each_loss_serves_all_products(method):
+    problem, calls = Quadratic(), []
+
+    def inner(w, lam):
+        calls.append("inner")
+        return problem.inner(w, lam)
+
+    def outer(w, lam):
+        calls.append("outer")
+        return problem.outer(w, lam)
+
+    w = problem.minimum(problem.lam)
+    hypergradient(inner, outer, w, problem.lam, method, info=True)
+    assert sorted(calls) == ["inner", "outer"]
+
+
+class Square(torch.autograd.Function):
+    """A function that no transform of `torch.func` can enter, as many in use are."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        (x,) = ctx.saved_tensors
+        return 2 * x * cotangent
+
+
+@pytest.mark.parametrize("method", [CG(), NormalCG(), Exact(), Neumann(3, 0.1)], ids=name_of)
+def test_losses_may_use_functions_that_autograd_alone_can_differentiate(method):
+    outer = lambda w, lam: w.sum()
+    found = [
+        hypergradient(
+            lambda w, lam, square=square: (square(w) * (1 + lam)).sum() - w.sum(),
+            outer,
+            normal(3),
+            normal(3, seed=1) ** 2,
+            method,
+        )
+        for square in (Square.apply, torch.square)
+    ]
+    assert_close(*found)
+
+
 def test_a_loss_that_draws_random_numbers_is_refused():
     problem = Quadratic()
     inner = lambda w, lam: problem.inner(nn.functional.dropout(w, 0.5), lam)

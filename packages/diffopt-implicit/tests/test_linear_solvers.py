@@ -1,4 +1,5 @@
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from diffopt_implicit import (
     LinearSolveWarning,
     solve_bicgstab,
     solve_cg,
+    solve_fixed_point,
     solve_gmres,
     solve_minres,
     solve_normal_cg,
 )
 from implicit_problems import normal, spd
+from torch.autograd import forward_ad
 from torch.func import vmap
 from torch.testing import assert_close
 
@@ -124,6 +127,43 @@ def test_trees_with_coupling_between_leaves(solve):
 def test_empty_trees_have_empty_solutions(solve):
     assert solve(lambda x: x, ()) == ()
     assert solve(lambda x: x, torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("tol", [0.0, None], ids=["fixed", "adaptive"])
+@pytest.mark.parametrize("started", [False, True], ids=["from zero", "from a start"])
+@pytest.mark.parametrize("preconditioned", [False, True], ids=["plain", "preconditioned"])
+@pytest.mark.parametrize(
+    "solve",
+    [solve_cg, solve_normal_cg, partial(solve_fixed_point, step_size=0.1)],
+    ids=["cg", "normal cg", "richardson"],
+)
+def test_vectors_that_are_written_over_are_none_of_the_callers(solve, preconditioned, started, tol):
+    a, b, start = spd(6), normal(6, seed=1), normal(6, seed=2)
+    given = {
+        "init": start if started else None,
+        "preconditioner": (lambda r: r) if preconditioned else None,
+        "tol": tol,
+        "maxiter": 4 if tol == 0 else None,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    for matrix in (a, torch.eye(6, dtype=a.dtype)):
+        matvec = (lambda v: a @ v) if matrix is a else (lambda v: v)
+        before = b.clone(), start.clone()
+        with torch.no_grad():
+            x, info = solve(matvec, b, **given, info=True, on_failure="ignore")
+        recorded, told = solve(matvec, b, **given, info=True, on_failure="ignore")
+        assert_close((b, start), before, rtol=0, atol=0)
+        assert_close(x, recorded, rtol=0, atol=0)
+        assert_close(tuple(info), tuple(told), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solve", [solve_cg, solve_normal_cg])
+def test_tangents_pass_through_the_iterations_where_autograd_is_off(solve):
+    a, b, t = spd(4), normal(4, seed=1), normal(4, seed=2)
+    with forward_ad.dual_level(), torch.no_grad():
+        x = solve(lambda v: a @ v, forward_ad.make_dual(b, t), tol=0.0, maxiter=4)
+        tangent = forward_ad.unpack_dual(x).tangent
+    assert_close(tangent, torch.linalg.solve(a, t), rtol=1e-6, atol=1e-6)
 
 
 def test_normal_cg_solves_nonsymmetric_systems():  # O-47

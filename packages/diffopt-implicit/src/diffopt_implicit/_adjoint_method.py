@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -22,11 +23,10 @@ from diffopt_implicit._linear_info import (
     report,
 )
 from diffopt_implicit._linear_system import MatVec, Tree, check_nonnegative
-from diffopt_implicit._torch import Tensors
+from diffopt_implicit._torch import Tensors, is_recorded
 
 # What is no failure where the number of iterations was chosen.
 CUT_SHORT = (LinearSolveStatus.MAXITER, LinearSolveStatus.STAGNATED)
-
 
 RANDOM = (
     "`inner_loss` draws random numbers (dropout in training mode?), so it is another loss at each "
@@ -47,39 +47,64 @@ class AdjointMethod(ABC):
         """Solve the adjoint system, on trees like the parameters."""
 
     def estimate(self, problem: InnerProblem, init: Tensors | None) -> Estimate:
-        """Return the hypergradient, differentiable again: also in how the minimum moves."""
+        """Return the hypergradient, differentiable again where that is recorded."""
+        if is_recorded():
+            return self.estimate_again(problem, init)
+        v, direct = problem.outer_slopes(problem.params)
+        with same_at_each_call():
+            hessian, mixed = problem.products()
+        u, ended = self.solved(problem, hessian, v, init)
+        return estimate_of(u, v, direct, hessian, mixed, ended)
 
-        def solve(
-            matvec: LinearMap, b: Tensors, start: Tensors | None = None
-        ) -> tuple[Tensors, LinearSolveInfo | None]:
-            def on_trees(x: Tree) -> Tree:
-                return problem.tree(matvec(tuple(tree_leaves(x))))
-
-            first = None if start is None else problem.tree(start)
-            found, ended = self.solve(on_trees, problem.tree(b), first)
-            return tuple(tree_leaves(found)), ended
+    def estimate_again(self, problem: InnerProblem, init: Tensors | None) -> Estimate:
+        """Return the hypergradient, differentiable: also in how the minimum moves."""
 
         def again(matvec: LinearMap, b: Tensors) -> Tensors:
-            return solve(matvec, b)[0]
+            return self.solved(problem, matvec, b, None)[0]
 
         x = attach(problem.inner_slope, again, detached(problem.params), problem.hparams)
         v, direct = problem.outer_slopes(x)
         values = (*x, *problem.hparams)
-        before = random_states()
-        hessian = problem.hessian_at(detached(values), len(x))
-        if not same_states(before):
-            raise ValueError(RANDOM)
-        found, ended = solve(hessian, detached(v), init)
-        u = attach_linear(problem.hessian_at, again, found, v, values)
-        mixed = replace(problem, params=x).mixed()
-        return Estimate(
-            minus(direct, mixed(u)),
-            u,
-            v,
-            lambda: hessian(detached(u)),
-            mixed,
-            0 if ended is None else ended.iterations,
-        )
+        with same_at_each_call():
+            hessian = problem.matrix_at(detached(values), len(x))
+        found, ended = self.solved(problem, hessian, detached(v), init)
+        u = attach_linear(problem.matrix_at, again, found, v, values)
+        mixed = problem.mixed_at(x)
+        return estimate_of(u, v, direct, hessian, mixed, ended)
+
+    def solved(
+        self, problem: InnerProblem, matvec: LinearMap, b: Tensors, start: Tensors | None
+    ) -> tuple[Tensors, LinearSolveInfo | None]:
+        """Solve the adjoint system, on the leaves of such trees."""
+
+        def on_trees(x: Tree) -> Tree:
+            return problem.tree(matvec(tuple(tree_leaves(x))))
+
+        first = None if start is None else problem.tree(start)
+        found, ended = self.solve(on_trees, problem.tree(b), first)
+        return tuple(tree_leaves(found)), ended
+
+
+def estimate_of(
+    u: Tensors,
+    v: Tensors,
+    direct: Tensors,
+    hessian: LinearMap,
+    mixed: LinearMap,
+    ended: LinearSolveInfo | None,
+) -> Estimate:
+    """Return the hypergradient that an adjoint gives."""
+    taken = 0 if ended is None else ended.iterations
+    return Estimate(minus(direct, mixed(u)), u, v, lambda: hessian(detached(u)), mixed, taken)
+
+
+@contextmanager
+def same_at_each_call() -> Iterator[None]:
+    """Refuse an inner loss that draws random numbers where it is evaluated within."""
+    before = random_states()
+    yield
+    if not same_states(before):
+        raise ValueError(RANDOM)
 
 
 def settled(

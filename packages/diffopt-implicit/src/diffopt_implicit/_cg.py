@@ -13,7 +13,9 @@ from diffopt_implicit._linear_system import (
     Stopping,
     Tree,
     VectorMap,
+    moved,
     norm,
+    reuse,
     safe_norm,
     verdict,
 )
@@ -74,7 +76,8 @@ def solve_cg(
     level of rounding counts as reached.
 
     Args:
-        matvec: The product ``x -> A x``, from and to trees like `b`.
+        matvec: The product ``x -> A x``, from and to trees like `b`. What it is given may be
+            written over afterwards: it should copy what it keeps.
         b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
         init: Where to start, a tree like `b`; default zero.
         ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
@@ -137,10 +140,10 @@ def iterate(
     stopping: Stopping,
 ) -> tuple[Tensor, LinearSolveInfo]:
     """Run conjugate gradients on vectors, again from its end as long as that helps."""
-    size = norm(b)
+    size, into = norm(b), reuse()
     goal, inner_goal = stopping.goal(size), stopping.inner_goal(size)
     if start is None:
-        x, r = torch.zeros_like(b), b
+        x, r = torch.zeros_like(b), b.clone()
     else:
         x = torch.where(size > 0, start, 0.0)
         r = b - operator(x)
@@ -152,7 +155,7 @@ def iterate(
 
     while stopping.goes_on(taken, live):
         z = precondition(r)
-        p, rz = z, torch.dot(r, z)
+        p, rz = z.clone(), torch.dot(r, z)
         while stopping.goes_on(taken, live):
             ap = operator(p)
             curvature = torch.dot(p, ap)
@@ -160,13 +163,14 @@ def iterate(
             broken = broken | (live & ~curvature.isfinite())
             live = live & (curvature > 0) & (rz > 0)
             step = torch.where(live, rz / torch.where(live, curvature, 1.0), 0.0)
-            x, r = torch.addcmul(x, p, step), torch.addcmul(r, ap, step, value=-1)
+            x, r = moved(x, step, p, into(x)), moved(r, -step, ap, into(r))
             if not stopping.fixed or taken == 0:
                 gain = torch.maximum(matrix_size, norm(ap) / norm(p))
                 matrix_size = torch.where(live, gain, matrix_size)
             z = precondition(r)
             rz, rz_before = torch.dot(r, z), rz
-            p = torch.addcmul(z, p, torch.where(live, rz / torch.where(live, rz_before, 1.0), 0.0))
+            share = torch.where(live, rz / torch.where(live, rz_before, 1.0), 0.0)
+            p = moved(z, share, p, into(p))
             iterations, taken = iterations + live, taken + 1
             length = rz.detach().sqrt() if z is r else norm(r)
             live = live & ~(length <= inner_goal)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch._functorch import config
 
 from diffopt_implicit._arguments import without_graph
-from diffopt_implicit._equation import LinearMap, cut
 from diffopt_implicit._hypergradient import DEFAULT, HypergradientInfo, estimated
 from diffopt_implicit._hypergradient_method import HypergradientMethod
-from diffopt_implicit._inner_problem import InnerProblem, Loss
+from diffopt_implicit._inner_problem import InnerProblem, Loss, Products
+from diffopt_implicit._kept_graph import fresh, pulled, symmetric
 from diffopt_implicit._linear_system import Tree
-from diffopt_implicit._torch import Tensors, is_transformed, outside_graphs
+from diffopt_implicit._torch import Tensors, has_tangent, is_transforming, outside_graphs
 
 
 class CompiledHypergradient:
@@ -73,7 +73,8 @@ class CompiledHypergradient:
             NotImplementedError: Under transforms of `torch.func` and in forward mode.
             RuntimeError: If a loss cannot be compiled.
         """
-        if any(isinstance(t, Tensor) and is_transformed(t) for t in tree_leaves((params, hparams))):
+        tensors = [leaf for leaf in tree_leaves((params, hparams)) if isinstance(leaf, Tensor)]
+        if is_transforming() or any(map(has_tangent, tensors)):
             raise NotImplementedError(
                 "A compiled hypergradient cannot be differentiated or mapped: use `hypergradient`."
             )
@@ -178,7 +179,8 @@ def both_slopes(loss: Loss, params: Tree, hparams: Tree) -> tuple[Tensors, Tenso
 
 def mixed_product(loss: Loss, params: Tree, hparams: Tree, u: Tensors) -> Tensors:
     """Return ``B^T u``."""
-    return InnerProblem.at(loss, loss, params, hparams).mixed()(u)
+    problem = InnerProblem.at(loss, loss, params, hparams)
+    return problem.mixed_at(problem.params)(u)
 
 
 @dataclass(frozen=True)
@@ -195,63 +197,26 @@ class CompiledProblem(InnerProblem):
         """Return the derivatives of a loss in parameters and hyperparameters."""
         return self.graphs.slopes(loss, self.tree(params), self.selection.args[0])
 
-    def hessian_at(self, values: Tensors, count: int) -> LinearMap:
-        """Return ``u -> H u`` at other parameters, the first `count`, and hyperparameters."""
-        leaves, hparams = cut(values, count)
-        x = tuple(leaf.detach().requires_grad_() for leaf in leaves)
-        (args,) = self.selection.with_tensors(hparams)
+    def products(self) -> Products:
+        """Return the products with second derivatives, each of which is linear in its vector."""
+        x, (hparams,) = fresh(self.params), self.selection.args
         with torch.enable_grad(), kept_buffers():
-            slope = self.graphs.slope(self.inner_loss, self.tree(x), args)
-        curved = [i for i, part in enumerate(slope) if part.requires_grad]
+            slope = self.graphs.slope(self.inner_loss, self.tree(x), hparams)
 
-        def product(u: Tensors) -> Tensors:
-            if not curved:
-                return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        def hessian(u: Tensors) -> Tensors:
             with kept_buffers():
-                return torch.autograd.grad(
-                    [slope[i] for i in curved],
-                    x,
-                    [u[i] for i in curved],
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
+                return pulled(slope, x, u)
 
-        return lambda u: _Symmetric.apply(product, *u)  # type: ignore[no-any-return]
+        def one_by_one(u: Tensors) -> Tensors:
+            return tuple(map(torch.stack, zip(*map(hessian, zip(*u, strict=True)), strict=True)))
 
-    def mixed(self) -> LinearMap:
-        """Return ``u -> B^T u``, `B` the derivative of the inner slope in hyperparameters."""
-        params, hparams = self.tree(self.params), self.selection.args[0]
-        return lambda u: self.graphs.mixed(self.inner_loss, params, hparams, u)
+        params = self.tree(self.params)
+        return Products(
+            symmetric(hessian, one_by_one),
+            lambda u: self.graphs.mixed(self.inner_loss, params, hparams, u),
+        )
 
 
 def kept_buffers() -> AbstractContextManager[None]:
     """Let the derivative of what is compiled here be taken many times."""
     return config.patch(donated_buffer=False)  # type: ignore[no-any-return]
-
-
-class _Symmetric(torch.autograd.Function):
-    """A product with a symmetric matrix, for transforms that cannot enter what is compiled."""
-
-    @staticmethod
-    def forward(product: LinearMap, *u: Tensor) -> Tensors:
-        return product(u)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.product = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_Symmetric.apply(ctx.product, *cotangents)
-
-    @staticmethod
-    def vmap(  # type: ignore[override]
-        info: Any, in_dims: tuple[Any, ...], product: LinearMap, *u: Tensor
-    ) -> tuple[Tensors, tuple[int, ...]]:
-        batched = [
-            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
-            for part, dim in zip(u, in_dims[1:], strict=True)
-        ]
-        rows = [_Symmetric.apply(product, *row) for row in zip(*batched, strict=True)]
-        return tuple(map(torch.stack, zip(*rows, strict=True))), (0,) * len(u)

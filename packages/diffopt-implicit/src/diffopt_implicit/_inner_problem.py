@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from pytree_core import tree_leaves, tree_unflatten
 from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
-from diffopt_implicit._equation import LinearMap, pull_params, transposed_jacobian
+from diffopt_implicit._equation import LinearMap, cut, pull_params, transposed_jacobian
+from diffopt_implicit._kept_graph import fresh, pulled, symmetric
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._products import Selection
-from diffopt_implicit._torch import Tensors
+from diffopt_implicit._torch import Tensors, is_recorded
 
 Loss = Callable[[Tree, Tree], Tensor]
+
+
+class Products(NamedTuple):
+    """Products with the second derivatives of the inner loss.
+
+    Attributes:
+        hessian: ``u -> H u``, `H` that in the parameters.
+        mixed: ``u -> B^T u``, `B` the derivative of the slope in the hyperparameters.
+    """
+
+    hessian: LinearMap
+    mixed: LinearMap
 
 
 @dataclass(frozen=True)
@@ -73,27 +88,38 @@ class InnerProblem:
 
     def slopes(self, loss: Loss, params: Tensors) -> tuple[Tensors, Tensors]:
         """Return the derivatives of a loss in parameters and hyperparameters."""
-        count = len(params)
-        every = tuple(range(count + len(self.hparams)))
+        count, at = len(params), (*params, *self.hparams)
 
         def value(*x: Tensor) -> Tensor:
             return self.loss(loss, x[:count], x[count:])
 
-        found = torch.func.grad(value, argnums=every)(*params, *self.hparams)
-        return found[:count], found[count:]
+        if is_recorded():
+            return cut(torch.func.grad(value, argnums=tuple(range(len(at))))(*at), count)
+        with torch.enable_grad():
+            leaves = fresh(at)
+            found = value(*leaves)
+        ones = (torch.ones_like(found),)
+        return cut(pulled((found,), leaves, ones, retain_graph=False), count)
 
-    def hessian(self) -> LinearMap:
-        """Return ``u -> H u``, `H` the second derivative of the inner loss in the parameters."""
-        return self.hessian_at((*self.params, *self.hparams), len(self.params))
+    def products(self) -> Products:
+        """Return the products with second derivatives, each of which is linear in its vector."""
+        if is_recorded():
+            at = (*self.params, *self.hparams)
+            return Products(self.matrix_at(at, len(self.params)), self.mixed_at(self.params))
+        with torch.enable_grad():
+            params, hparams = fresh(self.params), fresh(self.hparams)
+            value = self.loss(self.inner_loss, params, hparams)
+            slope = pulled((value,), params, (torch.ones_like(value),), create_graph=True)
+        return Products(symmetric(partial(pulled, slope, params)), partial(pulled, slope, hparams))
 
-    def hessian_at(self, values: Tensors, count: int) -> LinearMap:
-        """Return ``u -> H u`` at other parameters, the first `count`, and hyperparameters."""
+    def matrix_at(self, values: Tensors, count: int) -> LinearMap:
+        """Return ``u -> H u`` at parameters, the first `count`, and hyperparameters, recorded."""
         return transposed_jacobian(self.inner_slope)(values, count)
 
-    def mixed(self) -> LinearMap:
-        """Return ``u -> B^T u``, `B` the derivative of the inner slope in hyperparameters."""
+    def mixed_at(self, params: Tensors) -> LinearMap:
+        """Return ``u -> B^T u`` at parameters, recorded."""
         every = range(len(self.hparams))
-        return pull_params(self.inner_slope, self.params, self.hparams, every)[1]
+        return pull_params(self.inner_slope, params, self.hparams, every)[1]
 
     def vector(self, tree: Tree, name: str) -> Tensors:
         """Take the leaves of a tree that looks like the parameters."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import LinearSolveInfo
 from diffopt_implicit._linear_info import LinearSolveStatus as Status
-from diffopt_implicit._torch import any_true
+from diffopt_implicit._torch import any_true, is_recorded
 
 Tree = Any
 MatVec = Callable[[Tree], Tree]
@@ -84,6 +84,22 @@ def norm(vector: Tensor) -> Tensor:
     # Not `vector_norm`, which takes thirty times as long where squares are subnormal numbers.
     flat = vector.detach().reshape(-1)
     return torch.dot(flat, flat).sqrt()
+
+
+def reuse() -> Callable[[Tensor], Tensor | None]:
+    """Return what maps a vector to where its successor goes: there itself, if nothing is recorded.
+
+    A fresh vector an update costs more than the update where pages of memory are to be had first.
+    """
+    recorded = is_recorded()
+    return lambda vector: None if recorded else vector
+
+
+def moved(x: Tensor, step: float | Tensor, direction: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``x + step direction`` in one pass, into `out` if there is one."""
+    if isinstance(step, Tensor):
+        return torch.addcmul(x, direction, step, out=out)
+    return torch.add(x, direction, alpha=step, out=out)
 
 
 def size_of(vector: Tensor) -> Tensor:

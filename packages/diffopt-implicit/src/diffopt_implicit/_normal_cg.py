@@ -21,7 +21,9 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
+    moved,
     norm,
+    reuse,
     safe_norm,
     size_of,
     verdict,
@@ -189,7 +191,7 @@ def iterate(
     stopping: Stopping,
 ) -> tuple[Tensor, LinearSolveInfo]:
     """Run CGLS on vectors, again from its end as long as that helps."""
-    size = norm(b)
+    size, into = norm(b), reuse()
     target = size if square else norm(transpose(b))
     goal, inner_goal = stopping.goal(target), stopping.inner_goal(target)
 
@@ -198,8 +200,7 @@ def iterate(
         s = transpose(r) - ridge * x
         return r, s, norm(r if square else s)
 
-    if square:
-        x = torch.where(size > 0, x, 0.0)
+    x = torch.where(size > 0, x, 0.0) if square else x.clone()
     r, s, residual = residuals(x)
     live = ~(residual <= goal)  # so that NaN enters, and is refused at the end
     broken = torch.zeros_like(live)
@@ -208,21 +209,22 @@ def iterate(
 
     while stopping.goes_on(taken, live):
         z = precondition(s)
-        p, sz = z, torch.dot(s, z)
+        p, sz = z.clone(), torch.dot(s, z)
         while stopping.goes_on(taken, live):
             q = operator(p)
             curvature = torch.dot(q, q) + ridge * torch.dot(p, p)
             broken = broken | (live & ~curvature.isfinite())
             live = live & (curvature > 0) & (sz > 0)
             step = torch.where(live, sz / torch.where(live, curvature, 1.0), 0.0)
-            x, r = torch.addcmul(x, p, step), torch.addcmul(r, q, step, value=-1)
+            x, r = moved(x, step, p, into(x)), moved(r, -step, q, into(r))
             matrix_size = torch.where(
                 live, torch.maximum(matrix_size, norm(q) / norm(p)), matrix_size
             )
             s = transpose(r) - ridge * x
             z = precondition(s)
             sz, sz_before = torch.dot(s, z), sz
-            p = torch.addcmul(z, p, torch.where(live, sz / torch.where(live, sz_before, 1.0), 0.0))
+            share = torch.where(live, sz / torch.where(live, sz_before, 1.0), 0.0)
+            p = moved(z, share, p, into(p))
             iterations, taken = iterations + live, taken + 1
             live = live & ~(norm(r if square else s) <= inner_goal)
         before = residual

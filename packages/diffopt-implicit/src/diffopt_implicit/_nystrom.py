@@ -106,7 +106,8 @@ def from_columns(
         count = min(rank, b.numel())
         # Not `torch.randperm`, which `torch.func.vmap` refuses: each example takes the same.
         chosen = sorted(random.Random(seed).sample(range(b.numel()), count))
-        units = torch.eye(b.numel(), dtype=b.dtype, device=b.device)[:, chosen]
+        units = torch.zeros(b.numel(), count, dtype=b.dtype, device=b.device)
+        units[chosen, range(count)] = 1
         x = b / ridge
         if count:  # `vmap` refuses to map over nothing
             columns = torch.func.vmap(operator, in_dims=1, out_dims=1)(units) - ridge * units

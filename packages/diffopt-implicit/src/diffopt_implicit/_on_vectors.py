@@ -15,6 +15,7 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
+    moved,
     size_of,
 )
 from diffopt_implicit._preconditioners import Preconditioner, prepared
@@ -48,7 +49,7 @@ def solve_on_vectors(
 
     def operator(v: Tensor) -> Tensor:
         product = space.vector(matvec(space.tree(v)), "The result of `matvec`")
-        return product + ridge * v if shifted else product
+        return moved(product, ridge, v) if shifted else product
 
     near_inverse = prepared(preconditioner, matvec, b, ridge)
 

@@ -15,7 +15,9 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_positive,
+    moved,
     norm,
+    reuse,
     safe_norm,
     verdict,
 )
@@ -182,7 +184,7 @@ def richardson(step_size: float | Tensor) -> Algorithm:
     ) -> tuple[Tensor, LinearSolveInfo]:
         size = norm(b)
         if start is None:
-            x, r = torch.zeros_like(b), b
+            x, r = torch.zeros_like(b), b.clone()
         else:
             x = torch.where(size > 0, start, 0.0)
             r = b - operator(x)
@@ -210,7 +212,7 @@ def adaptive(
     step_size: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Iterate until the goal; return the end, its residual, rounding in that, and the count."""
-    size, residual = norm(b), norm(r)
+    size, residual, into = norm(b), norm(r), reuse()
     goal = stopping.goal(size)
     # Where all digits are lost, it is no passing growth any more.
     hopeless = torch.maximum(residual, size) / stopping.eps
@@ -218,11 +220,11 @@ def adaptive(
     matrix_size = torch.zeros_like(residual)
     iterations, taken = torch.zeros_like(live, dtype=torch.int64), 0
     while stopping.goes_on(taken, live):
-        x = torch.addcmul(x, precondition(r), live.to(x.dtype) * step_size)
+        x = moved(x, live.to(x.dtype) * step_size, precondition(r), into(x))
         ax = operator(x)
         gain = torch.maximum(matrix_size, norm(ax) / size_or_one(x))
         matrix_size = torch.where(live, gain, matrix_size)
-        r = b - ax
+        r = torch.sub(b, ax, out=into(r))
         residual = norm(r)
         iterations, taken = iterations + live, taken + 1
         live = live & ~(residual <= goal) & (residual <= hopeless)
@@ -239,21 +241,14 @@ def fixed(
     step_size: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Take all iterations, with one product between each two; return the same."""
-    residual = norm(r)
+    residual, into = norm(r), reuse()
     for taken in range(stopping.maxiter):
         if taken > 0:
-            r = b - operator(x)
+            r = torch.sub(b, operator(x), out=into(r))
             residual = norm(r) if taken == stopping.maxiter - 1 else residual
-        x = moved(x, step_size, precondition(r))
+        x = moved(x, step_size, precondition(r), into(x))
     iterations = torch.full_like(residual, stopping.maxiter, dtype=torch.int64)
     return x, residual, norm(b - r) + norm(b), iterations
-
-
-def moved(x: Tensor, step: float | Tensor, direction: Tensor) -> Tensor:
-    """Return ``x + step direction``, in one pass where the step is a number."""
-    if isinstance(step, Tensor):
-        return x + step * direction
-    return torch.add(x, direction, alpha=step)
 
 
 def size_or_one(x: Tensor) -> Tensor:

@@ -57,16 +57,16 @@ class StochasticAdjoint:
         optimizer = self.optimizer(u)
         for _ in range(self.iterations):
             v, _ = problem.outer_slopes(problem.params)
-            for leaf, slope in zip(u, minus(problem.hessian()(tuple(u)), v), strict=True):
+            for leaf, slope in zip(u, minus(problem.products().hessian(tuple(u)), v), strict=True):
                 leaf.grad = slope
             optimizer.step()
         v, direct = problem.outer_slopes(problem.params)
-        adjoint, mixed = detached(tuple(u)), problem.mixed()
+        adjoint, (hessian, mixed) = detached(tuple(u)), problem.products()
         return Estimate(
             minus(direct, mixed(adjoint)),
             adjoint,
             v,
-            lambda: problem.hessian()(adjoint),
+            lambda: hessian(adjoint),
             mixed,
             self.iterations,
         )

@@ -55,6 +55,16 @@ def is_transforming() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def is_recorded() -> bool:
+    """Tell whether what is computed here may be recorded: differentiated, mapped or compiled."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or is_transforming()
+        or forward_ad._current_level >= 0
+    )
+
+
 def is_traced(*tensors: Tensor) -> bool:
     """Tell whether values cannot be looked at: within `torch.func`, or while compiling."""
     return torch.compiler.is_compiling() or any(map(is_wrapped, tensors))
