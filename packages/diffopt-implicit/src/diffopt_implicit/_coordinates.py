@@ -86,7 +86,8 @@ class Coordinates:
 
     def tree(self, vector: Tensor) -> Tree:
         """Cut `vector` into leaves again."""
-        pieces = vector.split([shape.numel() for shape in self.shapes])
+        sizes = [shape.numel() for shape in self.shapes]
+        pieces = vector.split(sizes) if len(sizes) > 1 else [vector] * len(sizes)
         return tree_unflatten(
             self.spec,
             [

@@ -37,7 +37,7 @@ def any_true(claim: Tensor) -> bool:
     # question has one answer, which the innermost, unbatched tensor holds. The alternative,
     # a fixed number of rounds, would pay the worst case at every call.
     *_, physical = levels(claim)
-    return bool(physical.detach().any())
+    return bool(physical) if physical.ndim == 0 else bool(physical.detach().any())
 
 
 def is_tracked(tensor: Tensor) -> bool:

@@ -24,6 +24,7 @@ from diffopt_implicit._solvers._solver import Solver
 from diffopt_implicit._solvers._status import SolverStatus, ended, judged, running
 from diffopt_implicit._solvers._step import OptStep
 from diffopt_implicit._solvers._zoom import ZoomLineSearch
+from diffopt_implicit._torch import any_true
 
 
 class DescentState(NamedTuple):
@@ -113,29 +114,33 @@ class Descent(Solver):
         live = running(state)
         direction = self.direction(state.memory, state.grad)
         slope = torch.dot(direction, state.grad)
-        # Rounding, or a function that is not smooth, may spoil a direction.
-        downhill = slope < -1e-10 * length(direction) * state.error
-        direction = chosen(downhill, direction, -state.grad)
-        slope = chosen(downhill, slope, -torch.dot(state.grad, state.grad))
         steepest = (direction == -state.grad).all()
+        # Rounding, or a function that is not smooth, may spoil a direction.
+        spoilt = ~(slope < -1e-10 * length(direction) * state.error)
+        if any_true(spoilt):
+            direction = chosen(spoilt, -state.grad, direction)
+            slope = chosen(spoilt, -torch.dot(state.grad, state.grad), slope)
+            steepest = steepest | spoilt
         start = Point(torch.zeros_like(slope), state.value, slope, x, state.grad, state.aux)
         line = Line(Objective(self.fun, self.has_aux, space, args, kwargs), x, direction)
-        unit = torch.where(steepest, short_step(direction), 1.0)
+        unit = torch.ones_like(slope)
+        if any_true(steepest):
+            unit = chosen(steepest, short_step(direction), unit)
         first = self.first_step(state.memory, slope, unit)
         point, lost, calls = searched(self.linesearch, line, start, first, live)
         move = Move(point.x - x, point.grad - state.grad, point.grad, direction, state.grad)
         memory = chosen(live & ~lost, self.remembered(state.memory, move), state.memory)
-        # What was learned may be wrong: forget it, and give up where the gradient fails too.
-        memory = chosen(lost & ~steepest, self.first_memory(x), memory)
-        failed = lost & steepest
-        error = length(point.grad)
-        status = ended(state.status, failed, SolverStatus.LINE_SEARCH_FAILED)
+        error, status = length(point.grad), state.status
+        if any_true(lost):
+            # What was learned may be wrong: forget it, and give up where the gradient fails too.
+            memory = chosen(lost & ~steepest, self.first_memory(x), memory)
+            status = ended(status, lost & steepest, SolverStatus.LINE_SEARCH_FAILED)
         after = DescentState(
             state.iter_num + live,
             error,
             judged(status, error, self.tol),
             point.value,
-            torch.where(live, point.step, state.stepsize),
+            chosen(live, point.step, state.stepsize),
             state.num_fun_eval + calls,
             state.num_grad_eval + calls,
             point.aux,

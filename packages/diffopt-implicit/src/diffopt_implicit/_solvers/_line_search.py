@@ -43,7 +43,7 @@ class Line(NamedTuple):
 
     def at(self, step: Tensor) -> Point:
         """Evaluate the function at a step."""
-        x = self.x + step * self.direction
+        x = torch.addcmul(self.x, self.direction, step)
         value, grad, aux = self.objective.at(x)
         return Point(step, value, torch.dot(grad, self.direction), x, grad, aux)
 
@@ -108,26 +108,17 @@ def searched(rule: LineSearch, line: Line, start: Point, step: Tensor, live: Ten
     bracket = Bracket(step, start, start, torch.zeros_like(live), torch.zeros_like(step))
     found, going = start, live
     evaluations = torch.zeros_like(live, dtype=torch.int64)
-    for _ in range(rule.maxiter):
-        if not any_true(going):
-            break
+    for _ in range(rule.maxiter if any_true(live) else 0):
         point = line.at(bracket.step)
         evaluations = evaluations + going
         accepted = going & rule.accepts(start, point)
-        going = going & ~accepted
-        found = chosen(accepted, point, found)
-        bracket = narrowed_where(going, rule, start, bracket, point)
-    found = chosen(going, bracket.low, found)
+        found, going = chosen(accepted, point, found), going & ~accepted
+        if not any_true(going):
+            break
+        bracket = chosen(going, rule.narrowed(start, bracket, point), bracket)
+    else:
+        found = chosen(going, bracket.low, found)
     return Found(found, live & ~(found.step > 0), evaluations)
-
-
-def narrowed_where(
-    where: Tensor, rule: LineSearch, start: Point, bracket: Bracket, point: Point
-) -> Bracket:
-    """Narrow the brackets of the examples that are named."""
-    if not any_true(where):
-        return bracket
-    return chosen(where, rule.narrowed(start, bracket, point), bracket)
 
 
 def chosen(condition: Tensor, one: Chosen, other: Chosen) -> Chosen:
@@ -149,6 +140,8 @@ def decreases(start: Point, point: Point, c1: float) -> Tensor:
     armijo = (point.value <= start.value + c1 * point.step * start.slope) & (
         point.value < start.value
     )
+    if not any_true(~armijo):
+        return armijo & (point.slope.abs() < torch.inf)
     # Near a minimum differences of values are rounding errors, and slopes tell: the approximate
     # Wolfe condition, Hager & Zhang, SIAM J. Optim. 16, 2005, eq. 4.1.
     level = (point.value - start.value).abs() <= rounding(start)

@@ -83,8 +83,8 @@ def inverse_product(pairs: Tensor, vector: Tensor, square: Tensor | None = None)
     changes, rows = pairs[1], pairs.flatten(0, 1)
     memory = changes.shape[0]
     products = rows @ torch.cat([changes, vector[None]]).T
-    upper, changes_changes = products[:memory, :memory], products[memory:, :memory]
-    along, across = products[:memory, memory:], products[memory:, memory:]
+    squares, applied = products.split([memory, 1], dim=1)
+    (upper, changes_changes), (along, across) = squares.split(memory), applied.split(memory)
     square = changes_changes[-1, -1] if square is None else square
     gamma = torch.where(square > 0, square, 1.0).reciprocal()
     # H = gamma I + [S gamma Y] [[R^-T (I + gamma Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S gamma Y]^T,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._solvers._step import State
-from diffopt_implicit._torch import any_true, levels
+from diffopt_implicit._torch import any_true, is_wrapped, levels
 
 
 class SolverStatus(IntEnum):
@@ -86,6 +86,9 @@ def running(state: State) -> Tensor:
 
 def judged(status: Tensor, error: Tensor, tol: float) -> Tensor:
     """Return the status after an update that left `error`; what was finished stays so."""
+    one = error.ndim == status.ndim == 0 and not (is_wrapped(error) or is_wrapped(status))
+    if one and int(status) == SolverStatus.RUNNING and tol < float(error) < torch.inf:
+        return status  # as after most updates
     reached = torch.where(error <= tol, SolverStatus.CONVERGED.value, SolverStatus.RUNNING.value)
     now = torch.where(error.isfinite(), reached, SolverStatus.NONFINITE.value)
     return torch.where(status == SolverStatus.RUNNING, now, status).detach()
