@@ -301,6 +301,8 @@ def test_programs_that_are_none_are_refused():
         OSQP().run(None, (eye, torch.ones(3)))
     with pytest.raises(ValueError, match="`params_ineq` must hold a matrix"):
         OSQP().run(None, (eye, one), None, (torch.eye(3), torch.ones(3)))
+    with pytest.raises(TypeError, match=r"`params_ineq` must be tensors `\(G, upper\)` or .*tuple"):
+        OSQP().run(None, (eye, one), None, (eye, (-one, one)))
     with pytest.raises(ValueError, match="a lower bound is above its upper one"):
         BoxQP().run(None, (eye, one), (1.0, 0.0))
     with pytest.raises(ValueError, match="`sweeps` must be positive"):

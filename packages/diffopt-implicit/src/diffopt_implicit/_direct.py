@@ -14,6 +14,7 @@ from diffopt_implicit._linear_system import (
     Stopping,
     Tree,
     VectorMap,
+    matrix_of,
     norm,
     safe_norm,
     verdict,
@@ -202,9 +203,7 @@ def written_out(solve: Direct) -> Callable[..., tuple[Tensor, LinearSolveInfo]]:
         _precondition: VectorMap,
         stopping: Stopping,
     ) -> tuple[Tensor, LinearSolveInfo]:
-        matrix = torch.eye(b.numel(), dtype=b.dtype, device=b.device)
-        if b.numel():  # `vmap` refuses to map over nothing
-            matrix = torch.func.vmap(operator, in_dims=1, out_dims=1)(matrix)
+        matrix = matrix_of(operator, b)
         x, regular, indefinite = solve(matrix, b)
         x = torch.where(regular, x, 0.0)
         residual, size = norm(b - matrix @ x), norm(b)

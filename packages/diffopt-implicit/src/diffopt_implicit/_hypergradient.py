@@ -125,8 +125,9 @@ def hypergradient(
         LinearSolveError: If the method's linear system is not solved.
         NotImplementedError: If the method cannot be differentiated again, and is.
         TypeError: If `params` hold anything but real floating-point tensors.
-        ValueError: If a loss is no scalar, if `init` does not look like `params`, or if a
-            tensor whose second derivative would be lost reaches `inner_loss` by closure.
+        ValueError: If a loss is no scalar, if `init` does not look like `params`, if
+            `inner_loss` draws random numbers where products with its second derivatives are
+            taken, or if a tensor whose second derivative would be lost reaches it by closure.
 
     Example:
         Ridge regression, and the derivative of a validation loss in its penalty:

@@ -79,6 +79,14 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"`{name}` must be positive, got {value}.")
 
 
+def matrix_of(operator: VectorMap, b: Tensor) -> Tensor:
+    """Write out the matrix of an operator on vectors like `b`."""
+    matrix = torch.eye(b.numel(), dtype=b.dtype, device=b.device)
+    if not b.numel():  # `vmap` refuses to map over nothing
+        return matrix
+    return torch.func.vmap(operator, in_dims=1, out_dims=1)(matrix)
+
+
 def norm(vector: Tensor) -> Tensor:
     """Return the Euclidean norm, to compare with: without derivatives, and within range."""
     # Not `vector_norm`, which takes thirty times as long where squares are subnormal numbers.

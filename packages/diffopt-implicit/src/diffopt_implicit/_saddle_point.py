@@ -15,6 +15,7 @@ from diffopt_implicit._linear_system import (
     Stopping,
     Tree,
     VectorMap,
+    matrix_of,
     norm,
     safe_norm,
     verdict,
@@ -45,7 +46,7 @@ def solve_saddle_point(matvec: MatVec, b: KKTSolution, *, on_failure: OnFailure 
     primal = sum(leaf.numel() for leaf in tree_leaves(b.primal))
     found, _ = solve_on_vectors(
         "The system of the active constraints",
-        functools.partial(written_out, primal),
+        functools.partial(by_refinement, primal),
         matvec,
         b,
         ridge=0.0,
@@ -56,7 +57,7 @@ def solve_saddle_point(matvec: MatVec, b: KKTSolution, *, on_failure: OnFailure 
     return found
 
 
-def written_out(
+def by_refinement(
     primal: int,
     operator: VectorMap,
     b: Tensor,
@@ -65,8 +66,7 @@ def written_out(
     stopping: Stopping,
 ) -> tuple[Tensor, LinearSolveInfo]:
     """Write the matrix out, and solve by refinement."""
-    matrix = torch.eye(b.numel(), dtype=b.dtype, device=b.device)
-    matrix = torch.func.vmap(operator, in_dims=1, out_dims=1)(matrix)
+    matrix = matrix_of(operator, b)
     scale = equilibration(matrix)
     x = scale * refined(scale[:, None] * matrix * scale, scale * b, primal)
     residual, size = norm(b - matrix @ x), norm(b)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields
 from math import isqrt
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -14,15 +13,14 @@ from torch import Tensor
 from diffopt_implicit._arguments import without_graph
 from diffopt_implicit._closure import closure_message, tracked_names
 from diffopt_implicit._condition import LinearSolver, attach_root
-from diffopt_implicit._equation import LinearMap, transpose
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree, check_positive
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._solvers._form import Form
+from diffopt_implicit._solvers._segment import recomputed
 from diffopt_implicit._solvers._status import running
 from diffopt_implicit._solvers._step import OptStep
-from diffopt_implicit._torch import Tensors, alive, any_true, is_tracked, outside_graphs, vjp
+from diffopt_implicit._torch import any_true, is_tracked
 
 if TYPE_CHECKING:
     from diffopt_implicit._solvers._solver import Solver
@@ -208,104 +206,3 @@ def refuse_closures(solver: Solver, params: Tree, state: Any, args: Any, kwargs:
         step = solver.update(inputs[0], inputs[1], *inputs[2], **inputs[3])
     if tracked(tuple(step)):
         raise ValueError(closure_message(f"`{type(solver).__name__}`", names))
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Some updates, as a function of the tensors that go in.
-
-    Attributes:
-        solver: The solver.
-        count: At most so many updates.
-        inputs: ``(params, state, args, kwargs)`` without their tensors.
-        outputs: Filled with ``(params, state)`` without theirs.
-    """
-
-    solver: Solver
-    count: int
-    inputs: Form
-    outputs: list[Form] = field(default_factory=list)
-
-    def step(self, tensors: Tensors) -> OptStep:
-        """Take the updates."""
-        params, state, args, kwargs = self.inputs.tree(tensors)
-        return self.solver.advanced(OptStep(params, state), self.count, *args, **kwargs)
-
-    def again(self) -> Callable[..., Tensors]:
-        """Return the map from inputs to outputs that have derivatives, of which none is told."""
-        quiet = replace(self, solver=replace(self.solver, callback=None, verbose=False))
-        return lambda *tensors: tuple(
-            leaf for leaf in tree_leaves(quiet.step(tensors)) if is_differentiable(leaf)
-        )
-
-
-def recomputed(solver: Solver, count: int, inputs: Tree) -> tuple[Tree, Any]:
-    """Take updates, of which nothing is recorded but their inputs."""
-    tensors, form = Form.of(inputs)
-    segment = Segment(solver, count, form)
-    moved = _Segment.apply(segment, *tensors)
-    return segment.outputs[0].tree(moved)  # type: ignore[no-any-return]
-
-
-def is_differentiable(leaf: Any) -> bool:
-    """Tell whether a leaf is a tensor that may have derivatives."""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-class _Segment(torch.autograd.Function):
-    """Some updates, computed again where their derivatives are wanted."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(segment: Segment, *tensors: Tensor) -> Tensors:
-        moved, form = Form.of(tuple(segment.step(tensors)))
-        segment.outputs[:] = [form]
-        return tuple(tensor.clone() for tensor in moved)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        ctx.segment = inputs[0]
-        ctx.moves = [is_differentiable(leaf) for leaf in output]
-        ctx.mark_non_differentiable(*(leaf for leaf in output if not is_differentiable(leaf)))
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    @outside_graphs
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = alive(ctx.saved_tensors)
-        chosen = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        _, pull = pullback(ctx.segment, tensors, chosen)
-        given = tuple(c for c, moves in zip(cotangents, ctx.moves, strict=True) if moves)
-        gradients: list[Tensor | None] = [None] * (1 + len(tensors))
-        for i, gradient in zip(chosen, pull(given), strict=True):
-            gradients[1 + i] = gradient
-        return tuple(gradients)
-
-    @staticmethod
-    @outside_graphs
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
-        tensors = alive(ctx.saved_tensors)
-        given = tangents[1:]
-        chosen = [
-            i
-            for i, (leaf, tangent) in enumerate(zip(tensors, given, strict=True))
-            if tangent is not None and is_differentiable(leaf)
-        ]
-        like, pull = pullback(ctx.segment, tensors, chosen)
-        moved = iter(transpose(pull, like)(alive(given[i] for i in chosen)))
-        return tuple(next(moved) if moves else None for moves in ctx.moves)
-
-
-def pullback(segment: Segment, tensors: Tensors, chosen: list[int]) -> tuple[Tensors, LinearMap]:
-    """Return the outputs of a segment and their vector-Jacobian product in the chosen tensors."""
-
-    def outputs(*values: Tensor) -> Tensors:
-        replaced = list(tensors)
-        for i, value in zip(chosen, values, strict=True):
-            replaced[i] = value
-        return segment.again()(*replaced)
-
-    values, pull = vjp(outputs, *(tensors[i] for i in chosen))
-    return values, pull

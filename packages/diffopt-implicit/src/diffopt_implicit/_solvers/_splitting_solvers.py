@@ -17,6 +17,12 @@ from diffopt_implicit._linear_system import Tree, check_positive
 from diffopt_implicit._quadratic_program import Pair, Program, condition
 from diffopt_implicit._saddle_point import solve_saddle_point
 from diffopt_implicit._solvers._adjoints import Adjoint, AdjointName, Implicit
+from diffopt_implicit._solvers._program_arguments import (
+    bounds,
+    checked_objective,
+    checked_rows,
+    equation,
+)
 from diffopt_implicit._solvers._solver import Solver
 from diffopt_implicit._solvers._status import SolverStatus, ended, judged, running
 from diffopt_implicit._solvers._step import OptStep
@@ -267,43 +273,3 @@ class BoxQP(SplittingSolver):
 def paired(solution: KKTSolution) -> Pair:
     """Put the parts of a solution together."""
     return Pair(solution.primal, torch.cat([solution.dual_eq, solution.dual_ineq]))
-
-
-def checked_objective(params_obj: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Refuse an objective that is none."""
-    Q, c = params_obj
-    if c.dim() != 1 or Q.shape != (len(c), len(c)):
-        raise ValueError(
-            "`params_obj` must be `(Q, c)` of the shapes (n, n) and (n,), got "
-            f"{tuple(Q.shape)} and {tuple(c.shape)}. Map over batches with `torch.func.vmap`."
-        )
-    return Q, c
-
-
-def equation(params_eq: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows and their bounds, which are equal."""
-    A, b = params_eq
-    return A, b, b
-
-
-def bounds(params_ineq: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows and their bounds, infinite where none is given."""
-    if len(params_ineq) == 2:
-        G, upper = params_ineq
-        return G, torch.full_like(upper, -torch.inf), upper
-    G, lower, upper = params_ineq
-    return G, lower, upper
-
-
-def checked_rows(
-    name: str, c: Tensor, C: Tensor, lower: Tensor, upper: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Refuse rows and bounds that do not fit."""
-    if C.dim() != 2 or C.shape[1] != len(c) or not C.shape[:1] == lower.shape == upper.shape:
-        raise ValueError(
-            f"`{name}` must hold a matrix of the shape (m, {len(c)}) and bounds of the shape (m,), "
-            f"got {tuple(C.shape)}, {tuple(lower.shape)} and {tuple(upper.shape)}."
-        )
-    if any_true((lower > upper) | lower.isnan() | upper.isnan()):
-        raise ValueError(f"In `{name}` a lower bound is above its upper one, or NaN.")
-    return C, lower, upper
