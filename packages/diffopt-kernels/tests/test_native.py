@@ -12,6 +12,7 @@ import torch
 from diffopt_kernels import _native, adam_step, build_info
 from diffopt_kernels._adagrad import ADAGRAD
 from diffopt_kernels._adam import ADAM
+from diffopt_kernels._explain import DTYPES
 from diffopt_kernels._lion import LION
 from diffopt_kernels._nadam import NADAM
 from diffopt_kernels._rmsprop import RMSPROP
@@ -188,3 +189,44 @@ def test_an_unknown_instruction_set_is_refused_at_import():
 def test_importing_does_not_import_dynamo():
     script = "import sys, diffopt_kernels; sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_steps_are_small_steps_side_by_side(dtype, decoupled):
+    # Those of more than 4 MB are written around the caches.
+    n = 2**22 // dtype.itemsize // 3 + 1001
+    generator = torch.Generator().manual_seed(0)
+    g, m, v, p = (torch.randn(n, generator=generator).to(dtype) for _ in range(4))
+    numbers = {**NUMBERS, "weight_decay": 0.1, "decoupled": decoupled}
+
+    def outputs_and_derivatives(arrays):
+        g, m, v, p = (x.clone().requires_grad_() for x in arrays)
+        (u,), (m_new,), (v_new,) = adam_step([g], [m], [v], 3, params=[p], **numbers)
+        cotangents = (u.detach(), g.detach(), p.detach())
+        found = torch.autograd.grad((u, m_new, v_new), (g, m, v, p), cotangents)
+        return [x.detach() for x in (u, m_new, v_new, *found)]
+
+    arrays = [g, m, v.square(), p]
+    whole = outputs_and_derivatives(arrays)
+    pieces = [x.split(100_000) for x in arrays]
+    parts = [outputs_and_derivatives(piece) for piece in zip(*pieces, strict=True)]
+    for x, split in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(x, torch.cat(split))
+
+
+def test_arrays_may_begin_anywhere():
+    n = 2**19
+    inputs = [torch.rand(n) for _ in range(3)]
+    addresses = [x.data_ptr() for x in inputs]
+    arguments = (_native.rules["adam"][0], 0, 1, 0, False, [0.1, 0.9, 0.99, 1e-3, 0.0, 0.0])
+    found = []
+    for shift in (0, 1, 7):
+        buffers = [torch.full((n + 10,), -9.0) for _ in range(3)]
+        written = [x.data_ptr() + 4 * shift for x in buffers]
+        _native.forward(*arguments, [n], [2], False, addresses + written, 1)
+        found.append(torch.stack([x[shift : shift + n] for x in buffers]))
+        rest = [torch.cat([x[:shift], x[shift + n :]]) for x in buffers]
+        assert all((x == -9).all() for x in rest)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

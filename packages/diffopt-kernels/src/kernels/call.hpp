@@ -32,6 +32,7 @@ struct Call {
     Decay decay;
     bool maximize;
     bool in_place;  // forward: `out_update` receives the new parameter instead of the update
+    bool streams;   // what is written goes around the caches
 };
 
 /// What a rule expects, for Python.

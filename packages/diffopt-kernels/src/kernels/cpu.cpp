@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "stream.hpp"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -97,13 +99,25 @@ void ask_for_huge_pages(void *array, std::size_t size) {
 #endif
 }
 
-void ask_for_huge_pages(const Call &call, const std::vector<Tensor> &tensors) {
+/// From this many bytes on a call writes around the caches. Otherwise each line that it writes is
+/// first read, and what it reads is pushed out of the second cache by what nobody reads soon.
+constexpr std::size_t streamed_bytes = 1 << 22;
+
+/// Makes new memory ready, and returns how it is best written.
+Call prepared(Call call, const std::vector<Tensor> &tensors) {
     constexpr std::int64_t sizes[] = {8, 4, 2, 2};  // of an element, by dtype
+    std::size_t written = 0;
     for (const auto &t : tensors) {
         const auto size = static_cast<std::size_t>(t.size * sizes[static_cast<int>(call.dtype)]);
-        for (void *array : {t.out_update, t.out_g, t.out_p}) ask_for_huge_pages(array, size);
-        for (void *array : t.out_states) ask_for_huge_pages(array, size);
+        const auto add = [&](void *array) {
+            ask_for_huge_pages(array, size);
+            written += array ? size : 0;
+        };
+        for (void *array : {t.out_update, t.out_g, t.out_p}) add(array);
+        for (void *array : t.out_states) add(array);
     }
+    call.streams = can_stream && written >= streamed_bytes;
+    return call;
 }
 
 template <template <typename, int> class R, int... variant>
@@ -118,18 +132,19 @@ std::vector<RuleInfo> list_rules(RuleList<R...>) {
 
 }  // namespace
 
-void forward(const Call &call, const std::vector<Tensor> &tensors, int threads) {
-    const auto loop = simd->forward(call.dtype);
-    if (!call.in_place) ask_for_huge_pages(call, tensors);
+void forward(const Call &given, const std::vector<Tensor> &tensors, int threads) {
+    const auto loop = simd->forward(given.dtype);
+    // What is written in place has just been read.
+    const auto call = given.in_place ? given : prepared(given, tensors);
     const auto chunks = cut(tensors);
     for_each(chunks, threads, [&](std::int64_t i) {
         loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end);
     });
 }
 
-void vjp(const Call &call, const std::vector<Tensor> &tensors, double *sums, int threads) {
-    const auto loop = simd->vjp(call.dtype);
-    ask_for_huge_pages(call, tensors);
+void vjp(const Call &given, const std::vector<Tensor> &tensors, double *sums, int threads) {
+    const auto loop = simd->vjp(given.dtype);
+    const auto call = prepared(given, tensors);
     const auto chunks = cut(tensors);
     const auto width = sums ? static_cast<std::size_t>(rules()[call.rule].hypers) + 1 : 0;
     std::vector<double> shares(chunks.size() * width);

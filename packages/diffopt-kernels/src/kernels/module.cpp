@@ -54,6 +54,7 @@ struct Request {
                 static_cast<diffopt::Dtype>(dtype),
                 static_cast<diffopt::Decay>(decay),
                 maximize,
+                false,
                 false};
         const std::size_t stride = hyper.size() == width ? 0 : width;
         for (std::size_t i = 0; i < rows; ++i) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cpu.hpp"
+#include "stream.hpp"
 #include "surroundings.hpp"
 
 #ifndef DIFFOPT_SIMD
@@ -148,6 +149,10 @@ const Kernel<T> &find_kernel(int rule, int variant, RuleList<R...>) {
 /// what is applied around the rule: all that lies between stays in the first cache.
 constexpr std::int64_t block_size = 512;
 
+/// The same where what is written goes around the caches: no more than the processor can have on
+/// its way to memory while it computes on.
+constexpr std::int64_t streamed_size = 64;
+
 template <typename T>
 const T zeros[block_size] = {};
 
@@ -167,23 +172,36 @@ const T *load(const void *array, std::int64_t begin, std::int64_t size, T *buffe
 
 /// Where a loop may write numbers for an array: into it, or into `buffer`.
 template <typename S, typename T = Wide<S>>
-T *target(void *array, std::int64_t begin, T *buffer) {
+T *target(const Call &call, void *array, std::int64_t begin, T *buffer) {
     if constexpr (std::is_same_v<S, T>) {
-        if (array) return static_cast<T *>(array) + begin;
+        if (array && !call.streams) return static_cast<T *>(array) + begin;
     }
     return buffer;
 }
 
+template <typename S, typename T = Wide<S>>
+void narrow_all(const T *numbers, std::int64_t size, S *to) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < size; ++i) to[i] = narrow<S>(numbers[i]);
+}
+
 /// Puts numbers into their array, unless they are there.
 template <typename S, typename T = Wide<S>>
-void store(void *array, std::int64_t begin, std::int64_t size, const T *numbers) {
+void store(const Call &call, void *array, std::int64_t begin, std::int64_t size, const T *numbers) {
     if (!array) return;
     S *to = static_cast<S *>(array) + begin;
     if constexpr (std::is_same_v<S, T>) {
-        if (to == numbers) return;
+        if (call.streams)
+            stream(to, numbers, size);
+        else if (to != numbers)
+            narrow_all(numbers, size, to);
+    } else if (call.streams) {
+        alignas(line) S narrowed[block_size];
+        narrow_all(numbers, size, narrowed);
+        stream(to, narrowed, size);
+    } else {
+        narrow_all(numbers, size, to);
     }
-#pragma omp simd
-    for (std::int64_t i = 0; i < size; ++i) to[i] = narrow<S>(numbers[i]);
 }
 
 /// What the rule gets for its gradient.
@@ -230,10 +248,10 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
     Prepared rule;
     kernel.prepare(t.hyper, t.step, rule);
     const bool needs_p = call.in_place || call.decay != Decay::none;
-    const bool bare = std::is_same_v<S, T> && !needs_p && !call.maximize;
-    const std::int64_t stride = bare ? end - begin : block_size;
+    const bool bare = std::is_same_v<S, T> && !needs_p && !call.maximize && !call.streams;
+    const std::int64_t stride = bare ? end - begin : call.streams ? streamed_size : block_size;
     T loaded[2 + max_states][block_size], descended[block_size];
-    T written[1 + max_states][block_size];
+    alignas(line) T written[1 + max_states][block_size];
     for (; begin < end; begin += stride) {
         const auto size = std::min(stride, end - begin);
         const T *p = needs_p ? load<S>(t.p, begin, size, loaded[0]) : nullptr;
@@ -242,9 +260,9 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
         a.g = descent(around, size, g, p, descended);
         for (int k = 0; k < kernel.states; ++k) {
             a.states[k] = load<S>(t.states[k], begin, size, loaded[2 + k]);
-            a.out_states[k] = target<S>(t.out_states[k], begin, written[1 + k]);
+            a.out_states[k] = target<S>(call, t.out_states[k], begin, written[1 + k]);
         }
-        T *update = call.in_place ? written[0] : target<S>(t.out_update, begin, written[0]);
+        T *update = call.in_place ? written[0] : target<S>(call, t.out_update, begin, written[0]);
         a.out = update;
         kernel.forward(rule, size, a);
         if (around.decoupled) {
@@ -255,10 +273,11 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) update[i] = p[i] + update[i];
         }
-        store<S>(t.out_update, begin, size, update);
+        store<S>(call, t.out_update, begin, size, update);
         for (int k = 0; k < kernel.states; ++k)
-            store<S>(t.out_states[k], begin, size, a.out_states[k]);
+            store<S>(call, t.out_states[k], begin, size, a.out_states[k]);
     }
+    if (call.streams) settle();
 }
 
 template <typename S>
@@ -272,13 +291,15 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
     const bool needs_p = call.decay != Decay::none;
     T loaded[3 + 2 * max_states][block_size], descended[block_size];
     // What is not wanted is written too, and stays in the first cache.
-    T written[2 + max_states][block_size];
-    for (; begin < end; begin += block_size) {
-        const auto size = std::min(block_size, end - begin);
+    alignas(line) T written[2 + max_states][block_size];
+    // To add up the sums of a block takes long.
+    const std::int64_t stride = call.streams && !sums ? streamed_size : block_size;
+    for (; begin < end; begin += stride) {
+        const auto size = std::min(stride, end - begin);
         const T *p = needs_p ? load<S>(t.p, begin, size, loaded[0]) : nullptr;
         const T *g = load<S>(t.g, begin, size, loaded[1]);
         const T *du = load<S>(t.d_update, begin, size, loaded[2]);
-        T *out_g = target<S>(t.out_g, begin, written[0]);
+        T *out_g = target<S>(call, t.out_g, begin, written[0]);
         Arrays<T> a;
         a.g = descent(around, size, g, p, descended);
         a.d_update = du;
@@ -286,14 +307,14 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
         for (int k = 0; k < kernel.states; ++k) {
             a.states[k] = load<S>(t.states[k], begin, size, loaded[3 + k]);
             a.d_states[k] = load<S>(t.d_states[k], begin, size, loaded[3 + max_states + k]);
-            a.out_states[k] = target<S>(t.out_states[k], begin, written[2 + k]);
+            a.out_states[k] = target<S>(call, t.out_states[k], begin, written[2 + k]);
         }
         if (sums)
             kernel.vjp_and_sums(rule, size, a, sums);
         else
             kernel.vjp(rule, size, a);
 
-        T *out_p = target<S>(t.out_p, begin, written[1]);
+        T *out_p = target<S>(call, t.out_p, begin, written[1]);
         if (around.coupled) {  // `out_g` is still the derivative by the descent
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.d_decayed(out_g[i]);
@@ -306,11 +327,12 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) out_g[i] = -out_g[i];
         }
-        store<S>(t.out_g, begin, size, out_g);
-        if (needs_p) store<S>(t.out_p, begin, size, out_p);
+        store<S>(call, t.out_g, begin, size, out_g);
+        if (needs_p) store<S>(call, t.out_p, begin, size, out_p);
         for (int k = 0; k < kernel.states; ++k)
-            store<S>(t.out_states[k], begin, size, a.out_states[k]);
+            store<S>(call, t.out_states[k], begin, size, a.out_states[k]);
     }
+    if (call.streams) settle();
 }
 
 Forward choose_forward(Dtype dtype) {
