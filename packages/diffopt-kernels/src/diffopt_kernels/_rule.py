@@ -23,19 +23,9 @@ class Rule:
     formula: Callable[[int, int, Sequence[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
 
     @cached_property
-    def names(self) -> tuple[str, ...]:
-        """The hyperparameters, weight decay as the last."""
-        return (*self.numbers, "weight_decay")
-
-    @cached_property
-    def bounds(self) -> tuple[float, ...]:
-        """What each hyperparameter is less than."""
-        return (*map(float, self.numbers.values()), inf)
-
-    @cached_property
-    def width(self) -> int:
-        """Number of hyperparameters, with weight decay."""
-        return len(self.names)
+    def limits(self) -> tuple[tuple[str, float], ...]:
+        """What each hyperparameter is less than, that of weight decay last."""
+        return (*self.numbers.items(), ("weight_decay", inf))
 
 
 class Call(NamedTuple):
@@ -56,7 +46,7 @@ class Call(NamedTuple):
     @property
     def width(self) -> int:
         """Number of hyperparameters, with weight decay."""
-        return self.rule.width
+        return len(self.rule.numbers) + 1
 
     @property
     def depth(self) -> int:
