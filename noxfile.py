@@ -217,3 +217,5 @@ def bench(session: nox.Session) -> None:
         results = path.parent / "results" / f"{path.stem.removeprefix('bench_')}.json"
         kept = () if "--quick" in session.posargs else ("--json", str(results))
         session.run("python", str(path), *kept, *session.posargs)
+    elsewhere = ("--results", session.create_tmp()) if "--quick" in session.posargs else ()
+    session.run("python", str(ROOT / "benchmarks" / "audit_derivatives.py"), *elsewhere)

@@ -7,7 +7,7 @@ reverse over reverse. The truth are central differences of the gradient, and of 
 second derivative with a vector as reverse over reverse has it, where that is right itself. What
 is told is ``ok``, the relative error of what is wrong, or that there is no such derivative.
 
-    python benchmarks/audit_derivatives.py [--results FOLDER]
+    nox -s bench, or python benchmarks/audit_derivatives.py [--results FOLDER]
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Rule(ABC):
         for index, grad in enumerate(grads):
             if grad is None:
                 continue
-            counts[index] += 1
+            counts[index] = counts[index] + 1
             g, slots = wide(grad), tuple(wide(column[index]) for column in columns)
             update, slots = rules[index].apply(g, slots, counts[index], wide(weights[index]))
             grads[index] = update.to(grad.dtype)
