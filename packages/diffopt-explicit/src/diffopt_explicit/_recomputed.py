@@ -23,6 +23,7 @@ from diffopt_explicit._places import put, tensors
 from diffopt_explicit._snapshots import Random, nothing_changed
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import detach, tree_flatten, tree_map, tree_unflatten
+from diffopt_explicit._verify import agree
 
 
 @dataclass(frozen=True)
@@ -216,13 +217,12 @@ class Past:
 
     def compare(self, value: Tensor) -> None:
         """Refuse a loss that is another one than before."""
-        expected = self._value
-        assert expected is not None
-        tolerance = torch.finfo(expected.dtype).eps ** 0.5
-        if torch.allclose(value.detach(), expected, rtol=tolerance, atol=0, equal_nan=True):
+        assert self._value is not None
+        expected, found = self._value.item(), value.item()
+        if agree(found, expected, value.dtype):
             return
         raise RuntimeError(
-            f"The loss of an inner step was {expected.item():.6g} and is {value.item():.6g} when "
+            f"The loss of an inner step was {expected:.6g} and is {found:.6g} when "
             "computed again, so its gradient would be wrong. It must be a function of its "
             "arguments and of torch's default random numbers: name modules with running statistics "
             "in `modules`, use no generator of your own, and differentiate in the contexts in "

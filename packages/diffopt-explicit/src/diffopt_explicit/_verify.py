@@ -24,20 +24,20 @@ def fingerprint(carry: Tree) -> Fingerprint:
 
 def is_alike(expected: Fingerprint, carry: Tree) -> bool:
     """Whether a state has this fingerprint, to half the digits of its dtype."""
-    found, tolerance = fingerprint(carry), _half_precision(carry)
+    found, leaves = fingerprint(carry), filter(differentiable, tree_leaves(carry))
+    dtypes = {leaf.dtype for leaf in leaves}
     return len(found) == len(expected) and all(
-        math.isclose(one, other, rel_tol=tolerance) or (math.isnan(one) and math.isnan(other))
-        for one, other in zip(found, expected, strict=True)
+        agree(one, other, *dtypes) for one, other in zip(found, expected, strict=True)
     )
+
+
+def agree(one: float, other: float, *dtypes: torch.dtype) -> bool:
+    """Whether two numbers are the same, to half the digits of the coarsest of some dtypes."""
+    tolerance = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.5
+    return math.isclose(one, other, rel_tol=tolerance) or (math.isnan(one) and math.isnan(other))
 
 
 def _norm(tensor: Tensor) -> float:
     if tensor.numel() > SAMPLE:
         tensor = tensor.reshape(-1)[:: tensor.numel() // SAMPLE]
     return torch.linalg.vector_norm(wide(tensor)).item()
-
-
-def _half_precision(tree: Tree) -> float:
-    """The root of the unit roundoff of the widest error among some tensors."""
-    dtypes = {leaf.dtype for leaf in tree_leaves(tree) if differentiable(leaf)}
-    return max((torch.finfo(dtype).eps ** 0.5 for dtype in dtypes), default=0.0)
