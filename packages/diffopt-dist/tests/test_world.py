@@ -1,5 +1,6 @@
 """Ranks, worlds that torchrun starts, and calls to one rank."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -119,6 +120,24 @@ def test_tensors_may_be_cut_along_any_dimension():
         TensorDimensionPartitioner(1)((y,), {}, 2)
     with pytest.raises(ValueError, match="goes with `exclusive=True`"):
         TensorDimensionPartitioner(keepdim=False)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not with this libc")
+def test_threads_that_answer_calls_share_what_memory_is_freed(on_rank_zero, tmp_path):
+    def main():
+        def arenas():
+            libc, path = ctypes.CDLL(None), tmp_path / "malloc"
+            libc.fopen.restype = ctypes.c_void_p
+            file = ctypes.c_void_p(libc.fopen(str(path).encode(), b"w"))
+            libc.malloc_info(0, file)
+            libc.fclose(file)
+            return path.read_text().count("<heap ")
+
+        for _ in range(20):  # each in another thread
+            remote_sync_call(torch.ones, (1000,), to=1)
+        return remote_sync_call(arenas, to=1)
+
+    assert on_rank_zero(main) <= 2
 
 
 def test_torchs_own_autograd_gives_first_derivatives(on_rank_zero):
