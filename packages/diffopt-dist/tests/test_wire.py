@@ -1,5 +1,6 @@
 """What travels: small tensors in their messages, tensors of many tasks once, no foreign devices."""
 
+import math
 import pickle
 
 import pytest
@@ -14,6 +15,7 @@ from diffopt_dist import (
     sum_reducer,
 )
 from diffopt_dist._wire import SMALL, Tensors, is_small
+from diffopt_dist._worker import _has_nan
 
 EACH = {"partitioner": exclusive_batch_partitioner, "reducer": sum_reducer}
 
@@ -60,6 +62,16 @@ def test_tensors_that_bytes_alone_do_not_describe_travel_apart():
 
     assert is_small(matrix)
     assert [is_small(tensor) for tensor in apart] == [False] * len(apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+def test_infinities_and_squares_that_overflow_are_no_nan(dtype):
+    largest = torch.finfo(dtype).max
+    fine = torch.tensor([math.inf, -math.inf, 0.0, largest, largest], dtype=dtype)
+
+    assert not _has_nan(fine)
+    assert not _has_nan(torch.empty(0, dtype=dtype))
+    assert _has_nan(torch.cat([fine, fine.new_tensor([math.nan])]))
 
 
 def messages(call):

@@ -45,9 +45,10 @@ class Lent(NamedTuple):
         Raises:
             GoneError: If it was sent before and is not here any more.
         """
-        if self.tensor is not None:
-            _store.keep(self.key, self.tensor, self.lease)
-        return _store.find(self.key).clone()
+        if self.tensor is None:
+            return _store.find(self.key).clone()
+        _store.keep(self.key, self.tensor, self.lease)
+        return self.tensor.clone()
 
 
 def share(groups: Sequence[Iterable[Tensor]], lease: float) -> dict[int, Shared]:
