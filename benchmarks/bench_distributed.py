@@ -318,7 +318,8 @@ def show(found: dict[str, Any], steps: dict[str, int]) -> None:
         print(f"{name}: {count} inner steps, {sequential / TASKS * 1e3:.0f} ms, {TASKS} a step")
         for who in [who for who in found[name] if who.startswith(("one", "two"))]:
             print(f"  {who} {sequential / found[name][who]:.2f}x")
-        print("  two workers, TorchOpt", found[name]["speed-up of two workers, TorchOpt"])
+        peer = found[name]["speed-up of two workers, TorchOpt"]
+        print("  two workers, TorchOpt", peer if isinstance(peer, str) else f"{peer:.2f}x")
         print(f"  cores of a waiting caller: {found[name]['cores of a waiting caller']:.2f}")
     for name, value in found["overhead of a task"].items():
         print(f"{name[:-5]}: {value:.0f} us")
