@@ -85,3 +85,106 @@ def test_graphs_of_unrolls_and_of_solutions_are_small_pictures(tmp_path):
     assert max(boxes.values()) < 20
     assert all((tmp_path / f"{name}.html").stat().st_size > 10_000 for name in boxes)
     assert "like this" in (tmp_path / "thousand_steps.svg").read_text()
+
+
+def numbers(pattern, printed):
+    """The numbers in some groups of each match, a tuple a match."""
+    return [tuple(map(float, found)) for found in re.findall(pattern, printed)]
+
+
+def test_lola_agents_find_tit_for_tat_where_naive_learners_defect(tmp_path):
+    printed = run("lola_prisoners_dilemma.py", "--quick", "--results", tmp_path)
+    probability = r" ([\d.]+)" * 5
+    naive, exact, sampled = numbers(rf"(-[\d.]+) years .*DD:{probability}", printed)
+
+    assert naive[0] < -1.9
+    for years, _, after_cc, after_cd, after_dc, after_dd in (exact, sampled):
+        assert years > -1.5
+        assert min(after_cc, after_dc) > 0.7
+        assert max(after_cd, after_dd) < 0.4
+    assert (tmp_path / "lola_prisoners_dilemma.png").stat().st_size > 10_000
+
+
+def test_where_maml_begins_a_policy_adapts_to_more_than_one_that_knows_nothing(tmp_path):
+    printed = run("maml_rl.py", "--quick", "--results", tmp_path)
+    returns = numbers(r"return ([\d.]+) -> ([\d.]+) -> ([\d.]+)", printed)
+
+    assert returns[0][2] > returns[2][2] + 1
+    assert returns[0][2] > returns[0][0] + 1
+    assert (tmp_path / "maml_rl.png").stat().st_size > 10_000
+
+
+def test_a_discount_comes_nearer_to_the_best_one_from_both_sides(tmp_path):
+    printed = run("mgrl.py", "--quick", "--results", tmp_path)
+    (low, raised), (high, lowered) = numbers(r"discount ([\d.]+) -> ([\d.]+)", printed)
+
+    assert low + 0.1 < raised < 0.95
+    assert 0.88 < lowered < high - 0.01
+    assert (tmp_path / "mgrl.png").stat().st_size > 10_000
+
+
+def test_a_learned_beginning_makes_a_search_win_more(tmp_path):
+    printed = run("es_maml.py", "--quick", "--results", tmp_path)
+    ((learned,),) = numbers(r"learned beginning [\d.]+, after 8 tries ([\d.]+)", printed)
+    ((still,),) = numbers(r"after 8 tries, from standing still: ([\d.]+)", printed)
+
+    assert learned > still + 1
+    assert (tmp_path / "es_maml.png").stat().st_size > 10_000
+
+
+def test_a_penalty_for_each_feature_beats_the_best_shared_one(tmp_path):
+    printed = run("feature_regularization.py", "--quick", "--results", tmp_path)
+    losses = numbers(r"test loss ([\d.]+) with the best shared penalty, ([\d.]+)", printed)
+
+    assert len(losses) == 2
+    assert all(learned < shared - 0.05 for shared, learned in losses)
+    assert (tmp_path / "feature_regularization.png").stat().st_size > 10_000
+
+
+def test_weights_learned_through_a_thousand_steps_find_wrong_labels(tmp_path):
+    printed = run("hyper_cleaning.py", "--quick", "--results", tmp_path)
+    ((alike,),) = numbers(r"all alike: test accuracy ([\d.]+)%", printed)
+    ways = numbers(
+        r"clean loss ([\d.]+), test accuracy ([\d.]+)%, ([\d.]+)% of the labels", printed
+    )
+
+    assert ways[0][0] < ways[1][0]  # the exact gradient minimizes faster than the truncated one
+    for _, accuracy, found in ways:
+        assert accuracy > alike + 10
+        assert found > 75
+    assert (tmp_path / "hyper_cleaning.png").stat().st_size > 10_000
+
+
+def test_a_learned_filter_leaves_less_noise_than_total_variation(tmp_path):
+    printed = run("optnet_layer.py", "--quick", "--results", tmp_path)
+    errors = dict(re.findall(r"([\w ]+): mean squared error ([\d.]+)", printed))
+
+    assert float(errors["learned"]) < 0.8 * float(errors["total variation"])
+    assert (tmp_path / "optnet_layer.png").stat().st_size > 10_000
+
+
+def test_persistent_evolution_strategies_learn_a_schedule_that_truncation_misses(tmp_path):
+    printed = run("learned_optimizer_pes.py", "--quick", "--results", tmp_path)
+    (first,), (persistent,), (truncated,) = numbers(r"sum of losses ([\d.]+)", printed)
+
+    assert persistent < 0.5 * first
+    assert truncated > 2 * persistent
+    assert (tmp_path / "learned_optimizer_pes.png").stat().st_size > 10_000
+
+
+def test_implicit_maml_and_maml_learn_to_read_digits_that_they_have_not_seen(tmp_path):
+    printed = run("imaml_digits.py", "--quick", "--results", tmp_path)
+    accuracies = numbers(r"MAML: accuracy ([\d.]+)% -> ([\d.]+)%", printed)
+
+    assert len(accuracies) == 2
+    assert max(after for _, after in accuracies) > 25  # chance is 20
+    assert (tmp_path / "imaml_digits.png").stat().st_size > 10_000
+
+
+def test_all_ways_to_begin_run_on_the_same_tasks(tmp_path):
+    printed = run("few_shot_variants.py", "--quick", "--results", tmp_path)
+    before = [first for first, _ in numbers(r"accuracy ([\d.]+)% -> ([\d.]+)%", printed)]
+
+    assert len(before) == 3
+    assert before[0] == before[1]  # Meta-SGD begins as MAML does
+    assert (tmp_path / "few_shot_variants.png").stat().st_size > 10_000
