@@ -3,8 +3,7 @@
 A linear classifier is trained on 500 handwritten digits, of which half of the labels are wrong, by
 1,000 steps of gradient descent with momentum. Each training image has a weight, and all weights
 follow the gradient of the final loss on 100 images whose labels are right, through all 1,000
-steps, by the replay adjoint. Beside it the same with the gradient through the last 20 steps alone,
-which is what a weight does at the end.
+steps, by the replay adjoint. Beside it the same with the gradient through the last 20 steps alone.
 
 Shows: `unroll` with `Replay`, weights as `meta_params`, truncation and its bias.
 

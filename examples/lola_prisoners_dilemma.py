@@ -4,19 +4,17 @@ Two agents play the iterated prisoner's dilemma, remembering the last round. Nai
 their own value and end up defecting. A LOLA agent ascends the value that it would have *after* the
 other's next step of learning, and differentiates through that step: it learns to answer defection
 with defection, so that the other learns to cooperate. With exact values all derivatives are closed
-forms; LOLA-DiCE plays games instead and estimates the same derivatives. Each way is run for six
-pairs of agents.
+forms; LOLA-DiCE plays games instead and estimates the same derivatives. Six pairs learn each way.
 
-Shows: `unroll` of a step that another takes, inside of a loss; `dice` for estimates that can be
-differentiated twice.
+Shows: `unroll` of another's step, inside of a loss; `dice`, differentiated twice.
 
 Expected, in about a minute: naive learners lose 2.0 years a round on average; LOLA agents 1.1 with
 exact values and 1.3 with sampled games, where 1.0 is cooperation. What they have found is close to
 tit-for-tat: after the other cooperated they do with a probability of 0.8 to 0.9, after both
 defected with one of 0.2 and 0.0, and after they alone cooperated with one of 0.3.
 
-Source: Foerster et al., *Learning with opponent-learning awareness*, AAMAS 2018, table 3; Foerster
-et al., *DiCE: the infinitely differentiable Monte Carlo estimator*, ICML 2018, section 5.
+Source: Foerster et al., *Learning with opponent-learning awareness*, AAMAS 2018, table 3; *DiCE*,
+ICML 2018, section 5; Farquhar, Whiteson & Foerster, *Loaded DiCE*, NeurIPS 2019, for the estimate.
 """
 
 from __future__ import annotations
@@ -38,18 +36,12 @@ from matplotlib import pyplot as plt
 
 DISCOUNT, PAIRS = 0.96, 6
 YEARS = torch.tensor([-1.0, -3.0, 0.0, -2.0])  # of (own, other) in CC, CD, DC, DD
-SEEN = [0, 1, 3, 2, 4]  # how the other numbers what an agent calls: start, CC, CD, DC, DD
+SEEN = [0, 1, 3, 2, 4]  # what the other calls an agent's situations: start, CC, CD, DC, DD
 ROUNDS, GAMES = 100, 400  # that LOLA-DiCE plays for an estimate
-
-Value = Callable[[Tensor, Tensor], Tensor]
 
 
 def exact_value(own: Tensor, other: Tensor) -> Tensor:
-    """Mean years a round, discounted, of the first of two agents.
-
-    Policies, of the shape ``(pairs, 5)``, are the logits of cooperating in the first round and
-    after (own, other) were CC, CD, DC, DD.
-    """
+    """Mean years a round, discounted, by policies (pairs, 5): the logits of cooperating."""
     p, q = own.sigmoid(), other.sigmoid()[:, SEEN]
     rounds = torch.stack([p * q, p * (1 - q), (1 - p) * q, (1 - p) * (1 - q)], dim=2)
     start, transitions = rounds[:, 0], rounds[:, 1:]
@@ -70,12 +62,7 @@ def played(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sampled_value(own: Tensor, other: Tensor) -> Tensor:
-    """Zero, with the derivatives of the value of any order, estimated from games played.
-
-    The sum over rounds of ``(dice(W_t) - dice(W_t-1)) (R_t - b)``, where ``W_t`` are the
-    log-probabilities of all moves so far, ``R_t`` are the years to come, and ``b`` is what they
-    are on average in that situation.
-    """
+    """Zero, with the derivatives of the value of any order, estimated from games (loaded DiCE)."""
     with torch.no_grad():
         situations, mine, theirs = played(own, other)
         weights = DISCOUNT ** torch.arange(ROUNDS)
@@ -95,27 +82,26 @@ def sampled_value(own: Tensor, other: Tensor) -> Tensor:
 
 
 def step(
-    own: Tensor, other: Tensor, value: Value, look_ahead: int, rate: float, rate_of_other: float
+    own: Tensor, other: Tensor, value: Callable[..., Tensor], look_ahead: int, rates: list[float]
 ) -> Tensor:
     """The step of each pair's first agent, through the steps that the second would take."""
-    own, learning = own.clone().requires_grad_(), sgd(rate_of_other, maximize=True)
+    own, learning = own.clone().requires_grad_(), sgd(rates[1], maximize=True)
     against = unroll(lambda q: value(q, own).sum(), learning, other, steps=look_ahead).params
     (g,) = torch.autograd.grad(value(own, against).sum(), own)
-    return rate * g
+    return rates[0] * g
 
 
 WAYS = {  # what agents look at, how many steps ahead, and the rates of both
-    "naive": (exact_value, 0, 20.0, 20.0),
-    "LOLA": (exact_value, 1, 20.0, 20.0),
-    "LOLA-DiCE": (sampled_value, 2, 10.0, 10.0),
+    "naive": (exact_value, 0, [20.0, 20.0]),
+    "LOLA": (exact_value, 1, [20.0, 20.0]),
+    "LOLA-DiCE": (sampled_value, 2, [10.0, 10.0]),
 }
 
 
 def learn(way: str, steps: int) -> tuple[Tensor, Tensor]:
     """Let both agents of all pairs learn: mean years of (steps, pairs), and policies at last."""
     torch.manual_seed(0)
-    first, second = torch.randn(2, PAIRS, 5)
-    course = []
+    (first, second), course = torch.randn(2, PAIRS, 5), []
     for _ in tqdm(range(steps), desc=way):
         moves = step(first, second, *WAYS[way]), step(second, first, *WAYS[way])
         first, second = first + moves[0], second + moves[1]
@@ -141,7 +127,6 @@ def draw(results: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
         title="cooperates (tit-for-tat: 1 1 0 1 0)",
     )
     left.legend()
-    right.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -153,8 +138,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small
-    steps = 20 if options.quick else 150
-    results = {way: learn(way, steps) for way in WAYS}
+    results = {way: learn(way, 20 if options.quick else 150) for way in WAYS}
     for name, (course, policies) in results.items():
         print(f"{name}: {course[-1].mean():.2f} years a round; cooperates at first", end=" ")
         print("and after CC, CD, DC, DD:", " ".join(f"{p:.2f}" for p in policies.mean(0)))

@@ -3,9 +3,8 @@
 An agent walks on a grid of 7x7 cells for twelve rounds and gets a reward of one for each round that
 it ends on the goal, which lies in one of the four corners; it is not told in which. It plays twenty
 games, takes a step of policy gradient, and plays again. MAML learns the policy to begin with, and
-the rates of the steps, so that two steps help most: the gradient runs through the policy gradients.
-Beside it stand the policy that is best on average without adapting, which goes for the corner that
-is nearest, and one that knows nothing, each with the best of several rates.
+the rates of the steps, so that two steps help most. Beside it stand the policy that is best without
+adapting, which goes for the corner that is nearest, and one that knows nothing, with the best rate.
 
 Shows: `unroll` of policy-gradient steps with learned rates; `dice` of games that were played.
 
@@ -13,9 +12,8 @@ Expected, in a quarter of a minute: where MAML begins it wins 1.4 a game, and af
 the 7.0 that there are for who knows the goal. The policy that is best on average wins 2.2 before
 and 2.3 after, because it never meets another goal, and one that knows nothing goes from 0.1 to 1.8.
 
-Source: Finn, Abbeel & Levine, *Model-agnostic meta-learning*, ICML 2017, algorithm 3 and section
-5.3. Farquhar, Whiteson & Foerster, *Loaded DiCE*, NeurIPS 2019, for the estimate of a return whose
-derivatives are right to any order.
+Source: Finn, Abbeel & Levine, *Model-agnostic meta-learning*, ICML 2017, algorithm 3; Farquhar,
+Whiteson & Foerster, *Loaded DiCE*, NeurIPS 2019, for the estimate of all derivatives of a return.
 """
 
 from __future__ import annotations
@@ -115,8 +113,7 @@ def draw(courses: dict[str, list[float]], logits: Tensor, path: Path) -> None:
     for name, values in courses.items():
         left.plot(values, marker="o", label=f"{name}: {values[STEPS]:.2f} after {STEPS} steps")
     left.axhline(BEST, color="gray", linestyle=":", label=f"straight to the goal: {BEST:.2f}")
-    left.set(xlabel="steps of policy gradient", ylabel="return", title="mean of the four goals")
-    left.set_xticks(range(STEPS + 2))
+    left.set(xlabel="steps of policy gradient", ylabel="return", xticks=range(STEPS + 2))
     left.legend()
     down, across = (logits.softmax(1) @ MOVES.float()).unbind(1)
     cells = torch.arange(CELLS)
