@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small
-    courses = {first: learn(first, 12 if options.quick else 60) for first in FIRST}
+    courses = {first: learn(first, 8 if options.quick else 60) for first in FIRST}
     for discounts, won in courses.values():
         print(f"discount {discounts[0]:.3f} -> {discounts[-1]:.3f}", end=", ")
         print(f"prize {won[0]:.3f} -> {won[-1]:.3f}")

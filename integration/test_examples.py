@@ -89,7 +89,7 @@ def test_graphs_of_unrolls_and_of_solutions_are_small_pictures(tmp_path):
 
 def numbers(pattern, printed):
     """The numbers in some groups of each match, a tuple a match."""
-    return [tuple(map(float, found)) for found in re.findall(pattern, printed)]
+    return [tuple(map(float, found.groups())) for found in re.finditer(pattern, printed)]
 
 
 def test_lola_agents_find_tit_for_tat_where_naive_learners_defect(tmp_path):
