@@ -17,6 +17,11 @@ def run(name, *options):
     return result.stdout
 
 
+def numbers(pattern, printed):
+    """The numbers in the groups of each match, a tuple a match."""
+    return [tuple(map(float, found.groups())) for found in re.finditer(pattern, printed)]
+
+
 def test_a_schedule_learned_through_all_steps_beats_one_learned_through_the_last(tmp_path):
     printed = run("learned_schedule.py", "--quick", "--results", tmp_path)
     losses = [float(after) for after in re.findall(r"held-out loss [\d.]+ -> ([\d.]+)", printed)]
@@ -85,11 +90,6 @@ def test_graphs_of_unrolls_and_of_solutions_are_small_pictures(tmp_path):
     assert max(boxes.values()) < 20
     assert all((tmp_path / f"{name}.html").stat().st_size > 10_000 for name in boxes)
     assert "like this" in (tmp_path / "thousand_steps.svg").read_text()
-
-
-def numbers(pattern, printed):
-    """The numbers in some groups of each match, a tuple a match."""
-    return [tuple(map(float, found.groups())) for found in re.finditer(pattern, printed)]
 
 
 def test_lola_agents_find_tit_for_tat_where_naive_learners_defect(tmp_path):
