@@ -3,8 +3,10 @@
 From tasks made of the digits 0-4 a small convolutional network learns where to begin, so that one
 image a class suffices to tell apart the digits 5-9, which it has never seen. MAML differentiates
 through the steps of its inner loop. Implicit MAML holds the network near where it began by a
-penalty, trains to the minimum of that by whatever means, and differentiates the minimum: the means
-here are L-BFGS, of which MAML could not tell the derivative, and no step of it is kept.
+penalty, trains to the minimum of that by whatever means, and differentiates the minimum; no step
+on the way is kept. The means here are ten iterations of L-BFGS. They come near the minimum and not
+to it, which often is at a kink of the rectified units, and five iterations of conjugate gradients
+come near its derivative: the gradient is approximate, on purpose.
 
 Shows: `ImplicitModule`, conjugate gradients of few iterations, `MAML`, `NWayKShot`.
 

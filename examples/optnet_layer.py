@@ -34,7 +34,7 @@ from matplotlib import pyplot as plt
 
 LENGTH, KINKS, NOISE = 40, 2, 0.3
 TRAIN, BATCH, OUTER_RATE = 500, 20, 0.03
-FILTERS = {"total variation": [0, 1, 0, 0], "second differences": [0, -1, 1, 0]}
+FILTERS = {"total variation": [0, 1, 0, 0], "second differences": [0, 1, -1, 0]}
 STRENGTHS = torch.logspace(-1.5, 1, 11, dtype=torch.float64)
 
 
