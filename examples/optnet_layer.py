@@ -130,8 +130,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # the programs are small
     generator = torch.Generator().manual_seed(0)
-    train, test = signals(TRAIN, generator), signals(50 if options.quick else 300, generator)
-    few = train[0][:50], train[1][:50]
+    train, test = signals(TRAIN, generator), signals(30 if options.quick else 300, generator)
+    count = 10 if options.quick else 50  # to find the strengths by
+    few = train[0][:count], train[1][:count]
     filters = {name: best_strength(taps, few) for name, taps in FILTERS.items()}
     steps = 16 if options.quick else 150
     filters["learned"], curve = learn(filters["total variation"], train, test, steps)
