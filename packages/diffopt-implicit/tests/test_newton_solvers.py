@@ -14,7 +14,8 @@ from diffopt_implicit import (
     SteihaugCG,
     TrustRegion,
 )
-from implicit_problems import X, Y, normal, ridge_objective, ridge_solution
+from diffopt_implicit._solvers import _least_squares, _trust_region
+from implicit_problems import X, Y, normal, ridge_objective, ridge_solution, spd
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from torch.testing import assert_close
@@ -217,6 +218,28 @@ def test_steps_stay_in_the_ball_and_on_quadratics_are_newtons(subproblem):
         if not seed % 2 and isinstance(subproblem, Dogleg):
             far = subproblem(slope, lambda v, h=hessian_matrix: h @ v, 1e6 * ONE).step
             assert_close(far, -torch.linalg.solve(hessian_matrix, slope))
+
+
+@pytest.mark.parametrize("subproblem", [SteihaugCG(), Dogleg()])
+@pytest.mark.parametrize("radius", [0.1, 100.0])
+def test_models_foretell_the_decrease_of_quadratics(subproblem, radius):
+    h, g = spd(5), normal(5)
+    value = lambda x: x @ h @ x / 2 + g @ x
+    model = subproblem(g, lambda v: h @ v, radius * ONE)
+    zero = torch.zeros_like(g)
+    assert_close(_trust_region.foretold(model, g, value(zero), value(model.step)), ONE)
+
+
+def test_damped_steps_solve_their_system_and_foretell_the_decrease_of_linear_residuals():
+    a, b = normal(7, 3), normal(7, seed=1)
+    residual = lambda x: a @ x - b
+    x = normal(3, seed=2)
+    state = LevenbergMarquardt(residual, damping=0.3).init_state(x)
+    step = _least_squares.damped_step(state)
+    damped = a.T @ a + state.damping * torch.eye(3, dtype=a.dtype)
+    assert_close(step, -torch.linalg.solve(damped, a.T @ residual(x)))
+    after = residual(x + step).square().sum() / 2
+    assert_close(_least_squares.foretold(state, step, after), ONE)
 
 
 def test_trust_regions_leave_maxima_and_report_functions_that_break():

@@ -19,7 +19,7 @@ from diffopt_implicit import (
 )
 from implicit_problems import X, Y, normal, spd
 from minimizers import SGD
-from torch.func import grad, vmap
+from torch.func import grad, jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 W = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -30,6 +30,17 @@ def loss(w, data):
 
 
 BATCHES = normal(300, 8, 3)
+
+
+def test_polyaks_steps_converge_and_their_derivatives_do_not():
+    a, start = spd(3), torch.zeros(3, dtype=torch.float64)
+    fun = lambda x, b: (a @ x - b).square().sum()
+    solver = partial(PolyakSGD, fun, max_stepsize=10.0, tol=1e-9)
+    solve = lambda b, adjoint: solver(adjoint=adjoint).run(start, b).params
+    b, inverse = normal(3, seed=1), torch.linalg.inv(a)
+    assert_close(solve(b, "implicit"), inverse @ b, rtol=1e-7, atol=1e-7)
+    assert_close(jacrev(solve)(b, "implicit"), inverse, rtol=1e-7, atol=1e-7)
+    assert (jacfwd(solve)(b, "unroll") - inverse).norm() > 1e3
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,10 @@ class PolyakSGD(AdaptiveSGD):
     ``stepsize = min(max_stepsize, (f(x) - fun_min) / (|g|^2 + delta))``: right for models that can
     fit each minibatch to `fun_min`.
 
+    Its derivatives are to be implicit: the steps converge, but not their derivatives. A step size
+    depends on the direction of the error, which turns ever more sensitively from step to step, so
+    those of ``adjoint="unroll"`` grow without bound.
+
     Attributes:
         fun: ``(params, *args, data=..., **kwargs) ->`` a scalar, of a minibatch: `run_iterator`
             gives `data`.
