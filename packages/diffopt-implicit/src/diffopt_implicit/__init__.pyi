@@ -46,6 +46,7 @@ from ._multilevel._loggers import ProgressBar as ProgressBar
 from ._multilevel._loggers import TensorBoardLogger as TensorBoardLogger
 from ._multilevel._problem import Problem as Problem
 from ._multilevel._unrolled_steps import UnrolledSteps as UnrolledSteps
+from ._neumann import solve_neumann as solve_neumann
 from ._normal_cg import solve_normal_cg as solve_normal_cg
 from ._nystrom import solve_nystrom as solve_nystrom
 from ._preconditioners import JacobiPreconditioner as JacobiPreconditioner
@@ -55,7 +56,6 @@ from ._products import root_jvp as root_jvp
 from ._products import root_vjp as root_vjp
 from ._qp_layer import QPLayer as QPLayer
 from ._richardson import solve_fixed_point as solve_fixed_point
-from ._richardson import solve_neumann as solve_neumann
 from ._root import custom_root as custom_root
 from ._root_check import InexactRootError as InexactRootError
 from ._root_check import InexactRootWarning as InexactRootWarning

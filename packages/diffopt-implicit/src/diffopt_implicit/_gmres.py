@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -23,6 +23,40 @@ from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._preconditioners import Preconditioner
 
 
+@overload
+def solve_gmres(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    restart: int = 20,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[False] = False,
+    on_failure: OnFailure = "raise",
+) -> Tree: ...
+
+
+@overload
+def solve_gmres(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    restart: int = 20,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[True],
+    on_failure: OnFailure = "raise",
+) -> tuple[Tree, LinearSolveInfo]: ...
+
+
 def solve_gmres(
     matvec: MatVec,
     b: Tree,
@@ -36,7 +70,7 @@ def solve_gmres(
     preconditioner: MatVec | Preconditioner | None = None,
     info: bool = False,
     on_failure: OnFailure = "raise",
-) -> Any:
+) -> Tree | tuple[Tree, LinearSolveInfo]:
     """Solve ``(A + ridge I) x = b`` by restarted minimal residuals, any regular ``A``.
 
     The k-th iterate of a cycle is the one of least residual over the Krylov space of ``k``
@@ -46,21 +80,20 @@ def solve_gmres(
 
     Args:
         matvec: The product ``x -> A x``, from and to trees like `b`.
-        b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
-        init: Where to start, a tree like `b`; default zero.
-        ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
+        b: As of `solve_cg`.
+        init: As of `solve_cg`.
+        ridge: As of `solve_cg`.
         restart: Dimension of the space, positive; twice so many vectors are kept.
-        tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`.
-        atol: Absolute tolerance.
+        tol: As of `solve_cg`.
+        atol: As of `solve_cg`.
         maxiter: At most so many products with ``A``; default ten times the number of elements
             of `b`, at least 20, at most 10000.
             With ``tol=0`` exactly so many, none of which waits for the device.
         preconditioner: ``r -> M r`` for an ``M`` near the inverse of ``A + ridge I``, or a
             `Preconditioner`; applied from the right, so that the residual minimized is the
             true one.
-        info: Return a `LinearSolveInfo` too.
-        on_failure: What to do when the tolerance is not reached: ``"raise"`` a
-            `LinearSolveError`, ``"warn"`` with a `LinearSolveWarning`, or ``"ignore"``.
+        info: As of `solve_cg`.
+        on_failure: As of `solve_cg`.
 
     Returns:
         ``x``, shaped like `b`, or ``(x, info)``, as by `solve_cg`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,38 @@ from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._preconditioners import Preconditioner
 
 
+@overload
+def solve_minres(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[False] = False,
+    on_failure: OnFailure = "raise",
+) -> Tree: ...
+
+
+@overload
+def solve_minres(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[True],
+    on_failure: OnFailure = "raise",
+) -> tuple[Tree, LinearSolveInfo]: ...
+
+
 def solve_minres(
     matvec: MatVec,
     b: Tree,
@@ -34,7 +66,7 @@ def solve_minres(
     preconditioner: MatVec | Preconditioner | None = None,
     info: bool = False,
     on_failure: OnFailure = "raise",
-) -> Any:
+) -> Tree | tuple[Tree, LinearSolveInfo]:
     """Solve ``(A + ridge I) x = b`` by minimal residuals, for any symmetric regular ``A``.
 
     One product with ``A`` an iteration, as in `solve_cg`, and no definiteness: for saddle
@@ -42,19 +74,16 @@ def solve_minres(
 
     Args:
         matvec: The product ``x -> A x``, from and to trees like `b`, of a symmetric ``A``.
-        b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
-        init: Where to start, a tree like `b`; default zero.
-        ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
-        tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`.
-        atol: Absolute tolerance.
-        maxiter: At most so many iterations; default ten times the number of elements of `b`,
-            at least 20, at most 10000.
-            With ``tol=0`` exactly so many, none of which waits for the device.
+        b: As of `solve_cg`.
+        init: As of `solve_cg`.
+        ridge: As of `solve_cg`.
+        tol: As of `solve_cg`.
+        atol: As of `solve_cg`.
+        maxiter: As of `solve_cg`.
         preconditioner: ``r -> M r`` for an ``M``, symmetric positive definite, near the inverse
             of ``|A + ridge I|``, or a `Preconditioner`.
-        info: Return a `LinearSolveInfo` too.
-        on_failure: What to do when the tolerance is not reached: ``"raise"`` a
-            `LinearSolveError`, ``"warn"`` with a `LinearSolveWarning`, or ``"ignore"``.
+        info: As of `solve_cg`.
+        on_failure: As of `solve_cg`.
 
     Returns:
         ``x``, shaped like `b`, or ``(x, info)``, as by `solve_cg`.

@@ -89,7 +89,8 @@ def solve_normal_cg(
 
     Args:
         matvec: The product ``x -> A x``, linear, from trees like `init` to trees like `b`, of
-            torch operations: `torch.func.vjp` transposes it.
+            torch operations: `torch.func.vjp` transposes it. What it is given may be written
+            over afterwards, as by `solve_cg`.
         b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0 in a square
             system.
         init: Where to start, and what ``x`` looks like; default zero, shaped like `b`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,36 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 
 
+@overload
+def solve_nystrom(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    ridge: float | Tensor = 1e-2,
+    rank: int = 10,
+    seed: int = 0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    info: Literal[False] = False,
+    on_failure: OnFailure = "raise",
+) -> Tree: ...
+
+
+@overload
+def solve_nystrom(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    ridge: float | Tensor = 1e-2,
+    rank: int = 10,
+    seed: int = 0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    info: Literal[True],
+    on_failure: OnFailure = "raise",
+) -> tuple[Tree, LinearSolveInfo]: ...
+
+
 def solve_nystrom(
     matvec: MatVec,
     b: Tree,
@@ -33,7 +63,7 @@ def solve_nystrom(
     atol: float = 0.0,
     info: bool = False,
     on_failure: OnFailure = "raise",
-) -> Any:
+) -> Tree | tuple[Tree, LinearSolveInfo]:
     """Solve ``(A + ridge I) x = b`` for a symmetric ``A`` of low rank, from a few columns.
 
     With ``C`` the columns of ``A`` in a random subset and ``W`` the rows of ``C`` in it, ``A``
@@ -47,15 +77,14 @@ def solve_nystrom(
 
     Args:
         matvec: The product ``x -> A x``, of operations that `torch.func.vmap` knows.
-        b: Any tree of real floating-point tensors.
+        b: As of `solve_cg`.
         ridge: Added to the diagonal of ``A``, positive; a number or a scalar tensor.
         rank: How many columns, positive.
         seed: Which columns: the same seed takes the same ones.
         tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`.
-        atol: Absolute tolerance.
-        info: Return a `LinearSolveInfo` too, whose iterations are the columns.
-        on_failure: What to do when the tolerance is not reached: ``"raise"`` a
-            `LinearSolveError`, ``"warn"`` with a `LinearSolveWarning`, or ``"ignore"``.
+        atol: As of `solve_cg`.
+        info: As of `solve_cg`.
+        on_failure: As of `solve_cg`.
 
     Returns:
         ``x``, shaped like `b` and in its dtypes, or ``(x, info)``.

@@ -1,8 +1,8 @@
-"""Richardson's iteration, and the Neumann series that it sums."""
+"""Richardson's iteration."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -25,6 +25,40 @@ from diffopt_implicit._on_vectors import Algorithm, solve_on_vectors
 from diffopt_implicit._preconditioners import Preconditioner
 
 
+@overload
+def solve_fixed_point(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    step_size: float | Tensor = 1.0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int = 1000,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[False] = False,
+    on_failure: OnFailure = "raise",
+) -> Tree: ...
+
+
+@overload
+def solve_fixed_point(
+    matvec: MatVec,
+    b: Tree,
+    *,
+    init: Tree | None = None,
+    ridge: float | Tensor = 0.0,
+    step_size: float | Tensor = 1.0,
+    tol: float | None = None,
+    atol: float = 0.0,
+    maxiter: int = 1000,
+    preconditioner: MatVec | Preconditioner | None = None,
+    info: Literal[True],
+    on_failure: OnFailure = "raise",
+) -> tuple[Tree, LinearSolveInfo]: ...
+
+
 def solve_fixed_point(
     matvec: MatVec,
     b: Tree,
@@ -38,7 +72,7 @@ def solve_fixed_point(
     preconditioner: MatVec | Preconditioner | None = None,
     info: bool = False,
     on_failure: OnFailure = "raise",
-) -> Any:
+) -> Tree | tuple[Tree, LinearSolveInfo]:
     """Solve ``(A + ridge I) x = b`` by Richardson's iteration.
 
     With the preconditioner ``M``, or none::
@@ -50,21 +84,20 @@ def solve_fixed_point(
     of 1 does; for the Hessian of a convex loss, any below 2 / its largest eigenvalue.
 
     Args:
-        matvec: The product ``x -> A x``, from and to trees like `b`.
-        b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
-        init: Where to start, a tree like `b`; default zero.
-        ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
+        matvec: As of `solve_cg`.
+        b: As of `solve_cg`.
+        init: As of `solve_cg`.
+        ridge: As of `solve_cg`.
         step_size: Positive; a number or a scalar tensor.
-        tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`.
-        atol: Absolute tolerance.
+        tol: As of `solve_cg`.
+        atol: As of `solve_cg`.
         maxiter: At most so many iterations; with ``tol=0`` exactly so many, none of which waits
             for the device.
         preconditioner: ``r -> M r`` for an ``M`` near the inverse of ``A + ridge I``, or a
             `Preconditioner`. With another solver, ``functools.partial(solve_lu, near)``, this
             is iterative refinement.
-        info: Return a `LinearSolveInfo` too.
-        on_failure: What to do when the tolerance is not reached: ``"raise"`` a
-            `LinearSolveError`, ``"warn"`` with a `LinearSolveWarning`, or ``"ignore"``.
+        info: As of `solve_cg`.
+        on_failure: As of `solve_cg`.
 
     Returns:
         ``x``, shaped like `b`, or ``(x, info)``, as by `solve_cg`.
@@ -97,76 +130,6 @@ def solve_fixed_point(
         atol=atol,
         maxiter=maxiter,
         preconditioner=preconditioner,
-        on_failure=on_failure,
-    )
-    return (solution, ended) if info else solution
-
-
-def solve_neumann(
-    matvec: MatVec,
-    b: Tree,
-    *,
-    ridge: float | Tensor = 0.0,
-    step_size: float | Tensor = 1.0,
-    tol: float | None = None,
-    atol: float = 0.0,
-    maxiter: int = 1000,
-    info: bool = False,
-    on_failure: OnFailure = "raise",
-) -> Any:
-    """Solve ``(A + ridge I) x = b`` by the Neumann series.
-
-    With ``B = A + ridge I``::
-
-        x = step_size sum_{j < K} (I - step_size B)^j b
-
-    for the first ``K <= maxiter`` that reaches the tolerance. What is missing is
-    ``(I - step_size B)^K B^{-1} b``. A series cut short on purpose, as is usual for
-    hypergradients, is ``functools.partial(solve_neumann, maxiter=10, on_failure="ignore")``.
-
-    Args:
-        matvec: The product ``x -> A x``, from and to trees like `b`.
-        b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
-        ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
-        step_size: Positive; a number or a scalar tensor. For symmetric positive definite
-            ``B`` the series converges below 2 / the largest eigenvalue.
-        tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`.
-        atol: Absolute tolerance.
-        maxiter: At most so many terms; with ``tol=0`` exactly so many, none of which waits
-            for the device.
-        info: Return a `LinearSolveInfo` too.
-        on_failure: As for `solve_fixed_point`.
-
-    Returns:
-        ``x``, shaped like `b`, or ``(x, info)``, as by `solve_cg`.
-
-    Raises:
-        LinearSolveError: If the tolerance is not reached, or the series diverges.
-        TypeError: If `b` holds complex or integer tensors.
-        ValueError: If `matvec` returns another shape than `b`'s.
-
-    Example:
-        >>> import torch
-        >>> x, info = solve_neumann(
-        ...     lambda x: 0.5 * x, torch.ones(1), maxiter=3, on_failure="ignore", info=True
-        ... )
-        >>> x, info.residual  # 1 + 1/2 + 1/4, and 1/8
-        (tensor([1.7500]), tensor(0.1250))
-
-    Source:
-        Lorraine, Vicol & Duvenaud, *Optimizing millions of hyperparameters by implicit
-        differentiation*, AISTATS 2020, section 4.1, algorithm 3.
-    """
-    check_positive("step_size", step_size)
-    solution, ended = solve_on_vectors(
-        "solve_neumann",
-        richardson(step_size),
-        matvec,
-        b,
-        ridge=ridge,
-        tol=tol,
-        atol=atol,
-        maxiter=maxiter,
         on_failure=on_failure,
     )
     return (solution, ended) if info else solution

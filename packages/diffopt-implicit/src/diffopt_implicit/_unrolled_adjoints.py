@@ -10,7 +10,8 @@ from torch import Tensor
 from diffopt_implicit._adjoint_method import CUT_SHORT, AdjointMethod, check_fields, settled
 from diffopt_implicit._linear_info import LinearSolveInfo, OnFailure
 from diffopt_implicit._linear_system import MatVec, Tree, check_positive
-from diffopt_implicit._richardson import solve_fixed_point, solve_neumann
+from diffopt_implicit._neumann import solve_neumann
+from diffopt_implicit._richardson import solve_fixed_point
 
 
 @dataclass(frozen=True)
