@@ -139,9 +139,10 @@ def test_empty_trees_have_empty_solutions(solve):
 )
 def test_vectors_that_are_written_over_are_none_of_the_callers(solve, preconditioned, started, tol):
     a, b, start = spd(6), normal(6, seed=1), normal(6, seed=2)
+    work = torch.empty(6, dtype=a.dtype)
     given = {
         "init": start if started else None,
-        "preconditioner": (lambda r: r) if preconditioned else None,
+        "preconditioner": (lambda r: torch.mul(r, 1.0, out=work)) if preconditioned else None,
         "tol": tol,
         "maxiter": 4 if tol == 0 else None,
     }
