@@ -77,26 +77,31 @@ def test_what_is_not_plain_memory_is_not_seen(look, make):
     assert look(((torch.zeros(2), make()),), 1) is None
 
 
+def told(found):
+    return found.sizes, found.contiguous, found.addresses, found.dtype, found.gpu
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("make", DENSE.values(), ids=DENSE)
 def test_tensors_are_what_torch_says(look, make, dtype):
     tensor = make().detach().to(dtype)
     expected = [tensor.numel()], tensor.is_contiguous(), [tensor.data_ptr()], DTYPES[dtype], -1
-    assert look(([tensor],), 1) == expected
+    assert told(look(([tensor],), 1)) == expected
 
 
 @pytest.mark.parametrize("make", DENSE.values(), ids=DENSE)
 def test_a_graph_and_a_parameter_are_looked_through(look, make):
     tensor = make()
-    assert look(((tensor,),), 1) == look(((tensor.detach(),),), 1)
+    assert told(look(((tensor,),), 1)) == told(look(((tensor.detach(),),), 1))
 
 
 def test_columns_lie_one_after_the_other(look):
     columns = [[torch.zeros(2), torch.zeros(3, 2)] for _ in range(3)]
-    sizes, contiguous, addresses, *_ = look(tuple(columns), 3)
-    assert sizes == [2, 6]
-    assert contiguous
-    assert addresses == [t.data_ptr() for column in columns for t in column]
+    found = look(tuple(columns), 3)
+    assert found.sizes == [2, 6]
+    assert found.contiguous
+    assert found.complete
+    assert found.addresses == [t.data_ptr() for column in columns for t in column]
 
 
 @pytest.mark.parametrize(
@@ -108,15 +113,12 @@ def test_columns_lie_one_after_the_other(look):
         ((torch.zeros(6),), (torch.zeros(2, 3),)),
         ((torch.zeros(2),), (torch.zeros(2, dtype=torch.double),)),
         ((torch.zeros(2),), iter([torch.zeros(2)])),
+        ((), ()),
     ],
-    ids=["length", "size", "shape", "dimensions", "dtype", "no list"],
+    ids=["length", "size", "shape", "dimensions", "dtype", "no list", "nothing"],
 )
 def test_columns_that_do_not_match_are_not_seen(look, columns):
     assert look(columns, len(columns)) is None
-
-
-def test_nothing_has_no_sizes(look):
-    assert look(((), ()), 2) == ([], True, [], 0, -1)
 
 
 @pytest.mark.skipif(EXCHANGE is None, reason="this torch has no table of DLPack's functions")
@@ -127,5 +129,7 @@ def test_something_else_than_dlpacks_table_is_refused():
 
 def test_what_is_absent_has_no_address_where_it_may_be_absent(look):
     columns = [torch.zeros(2), torch.zeros(3)], [None, torch.ones(3)]
-    assert look(columns, 1)[2][1:] == [columns[0][1].data_ptr(), 0, columns[1][1].data_ptr()]
+    found = look(columns, 1)
+    assert found.addresses[1:] == [columns[0][1].data_ptr(), 0, columns[1][1].data_ptr()]
+    assert not found.complete
     assert look(columns, 2) is None

@@ -2,17 +2,18 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from diffopt_kernels import _native
+from diffopt_kernels._native import Found
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _TYPES = (Tensor, torch.nn.Parameter)
-_look = _native.Looker(
+locate = _native.Looker(
     _TYPES, tuple(DTYPES), getattr(Tensor, "__dlpack_c_exchange_api__", None)
 )  # in torch since 2.10
 
@@ -34,7 +35,7 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         return
     first = tensors[0]
     for i, tensor in enumerate(tensors):
-        if tensor.dtype in DTYPES and _look(((tensor,),), 1) is None:
+        if tensor.dtype in DTYPES and locate(((tensor,),), 1) is None:
             yield (
                 f"`tensors[{i}]` is {_what_is(tensor)}: "
                 "there are kernels for dense CPU and CUDA tensors"
@@ -54,16 +55,6 @@ def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
         yield f"there are no kernels for {first.dtype}"
 
 
-class Found(NamedTuple):
-    """Where tensors that can take the fused path lie, one column after another."""
-
-    sizes: list[int]  # of the first column
-    contiguous: bool  # all of them
-    addresses: list[int]
-    dtype: int  # its native code
-    gpu: int  # its index, or -1
-
-
 def look(
     columns: tuple[Any, ...], numbers: Sequence[Tensor], complete: int | None = None
 ) -> Found | None:
@@ -74,15 +65,12 @@ def look(
     """
     if next(_ambient_obstacles(), None) is not None:
         return None
-    answer = _look(columns, len(columns) if complete is None else complete)
-    if answer is None or not answer[0]:
-        return None
-    found = Found(*answer)
-    if found.gpu >= 0 and _cuda_obstacle(found.gpu):
+    found = locate(columns, len(columns) if complete is None else complete)
+    if found is None or (found.gpu >= 0 and _cuda_obstacle(found.gpu)):
         return None
     for number in numbers:
-        of_number = _look(((number,),), 1)
-        if of_number is None or of_number[-1] not in (-1, found.gpu):
+        of_number = locate(((number,),), 1)
+        if of_number is None or of_number.gpu not in (-1, found.gpu):
             return None
     return found
 

@@ -1,6 +1,7 @@
 """The same step through the native loops: one call, one autograd node for a whole list."""
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor
 
 from diffopt_kernels import _composed, _launch
-from diffopt_kernels._explain import Found, look
-from diffopt_kernels._launch import addresses_of, in_one_order
+from diffopt_kernels._explain import locate, look
+from diffopt_kernels._launch import in_one_order
+from diffopt_kernels._native import Found
 from diffopt_kernels._rule import Call, Rule
+
+_requires_grad = operator.attrgetter("requires_grad")
 
 # NOTE [addresses and Dynamo]
 # Traced code drops a tensor once its address is taken, and the kernel would then write into
@@ -37,10 +41,13 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def step(call: Call, inputs: tuple[Any, ...], found: Found) -> list[Tensor]:
     """Return the updates, then each column of new states, of inputs that lie as `found`."""
-    tensors = inputs[call.width :] if call.plain else [x for x in inputs if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return list(_apply(call.rule)(call, found, *inputs))
-    return _forward(call, inputs, found)
+    width = call.width
+    numbers, arrays = inputs[:width], inputs[width:]
+    learned = () if call.plain else [x for x in numbers if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(map(_requires_grad, (*arrays, *learned))):
+        known = numbers if call.plain else [None if isinstance(x, Tensor) else x for x in numbers]
+        return list(_apply(call.rule)(call, found, known, *learned, *arrays))
+    return _forward(call, numbers, arrays, found)
 
 
 @untraced
@@ -49,12 +56,11 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
     count, width = len(params), call.width
     states = inputs[width + count : width + (1 + call.depth) * count]
     given = (*params, *inputs[width : width + count], *states)
-    arrays, likes = in_one_order(given, count)
+    arrays, _ = in_one_order(given, count)
     p, g, s = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
     if any(a is not b for a, b in zip((*p, *s), (*params, *states), strict=True)):
         return False
-    sizes = [t.numel() for t in likes]
-    _launch.forward(call, inputs, sizes, True, addresses_of([*g, *s, *p, *p, *s]))
+    _launch.forward(call, inputs[:width], _located((*g, *s, *p), count), True, [*p, *s])
     # Autograd must learn of writes that it did not see. (An inference tensor counts none.)
     torch.autograd.graph.increment_version([t for t in (*p, *s) if not t.is_inference()])
     return True
@@ -63,33 +69,33 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
 class _FusedStep(torch.autograd.Function):
     """The step, and its vector-Jacobian product.
 
-    Keeps its inputs and nothing else. In an unrolled loop they are kept anyway: the states are
-    outputs of the step before, the gradients belong to the graph. The backward pass computes the
-    new states again, in registers.
+    Its inputs are the hyperparameters, with None for those that are tensors, these tensors, and the
+    columns. It keeps them and nothing else. In an unrolled loop they are kept anyway: the states
+    are outputs of the step before, the gradients belong to the graph. The backward pass computes
+    the new states again, in registers.
     """
 
     @staticmethod
-    def forward(ctx: Any, call: Call, found: Found, *inputs: Any) -> tuple[Tensor, ...]:
-        width, count = call.width, len(call.steps)
-        outputs = _forward(call, inputs, found)
+    def forward(
+        ctx: Any, call: Call, found: Found, known: Sequence[Any], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.call = call
+        ctx.known = known
         ctx.sizes = found.sizes
-        ctx.numbers = inputs[:width]
-        tensors = inputs[width:]
-        if not call.plain:
-            ctx.numbers = [None if isinstance(x, Tensor) else x for x in ctx.numbers]
-            tensors = [x for x in inputs if isinstance(x, Tensor)]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        first = tuple(step == 1 for step in call.steps) if 1 in call.steps else (False,) * count
-        constant = _constant(call.rule, call.variant, call.decay, first, ctx.needs_input_grad[2:])
+        numbers, arrays = _merged(known, tensors)
+        outputs = _forward(call, numbers, arrays, found)
+        of_numbers, of_arrays = _merged_needs(call, known, ctx.needs_input_grad[3:])
+        first = tuple(step == 1 for step in call.steps)
+        constant = _constant(call.rule, call.variant, call.decay, first, of_numbers, of_arrays)
         if constant:
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        return (None, None, *_backward(ctx, cotangents))
+        return (None, None, None, *_backward(ctx, cotangents))
 
 
 @functools.cache
@@ -102,81 +108,108 @@ def _apply(rule: Rule) -> Callable[..., Any]:
 
 
 @untraced
-def _forward(call: Call, inputs: tuple[Any, ...], found: Found) -> list[Tensor]:
-    width, count = call.width, len(call.steps)
-    arrays, likes = inputs[width:], inputs[width : width + count]
-    addresses = found.addresses[: len(arrays)]  # without parameters that are not used
+def _forward(
+    call: Call, numbers: Sequence[Any], arrays: Sequence[Tensor], found: Found
+) -> list[Tensor]:
+    count = len(call.steps)
+    likes = [*arrays[:count]]
     if not found.contiguous:
         arrays, likes = in_one_order(arrays, count)
-        addresses = addresses_of(arrays)
+        found = _located(arrays, count)
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
     outputs = list(map(torch.empty_like, likes * (1 + call.depth)))
-    _launch.forward(call, inputs, found.sizes, False, addresses + addresses_of(outputs))
+    _launch.forward(call, numbers, found, False, outputs)
     return outputs
 
 
 @untraced
 def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    call, needed = ctx.call, ctx.needs_input_grad[2:]
-    numbers, tensors = ctx.numbers, ctx.saved_tensors
-    learned: Sequence[Tensor] = ()
-    if not call.plain:
-        count = list(numbers).count(None)
-        learned, tensors = tensors[:count], tensors[count:]
-        rest = iter(learned)
-        numbers = [next(rest) if x is None else x for x in numbers]
-    inputs = (*numbers, *tensors)
-    columns = [
-        all_of[k : k + len(ctx.sizes)]
-        for all_of in (tensors, cotangents)
-        for k in range(0, len(all_of), len(ctx.sizes))
-    ]
-    complete = len(columns) - 1 - call.depth
-    found = None if torch.is_grad_enabled() else look(tuple(columns), learned, complete)
+    call, tensors = ctx.call, ctx.saved_tensors
+    numbers, arrays = _merged(ctx.known, tensors)
+    learned = tensors[: len(tensors) - len(arrays)]
+    needed = ctx.needs_input_grad[3:]
+    found = None
+    if not torch.is_grad_enabled():
+        columns = (*_columns(arrays, len(ctx.sizes)), *_columns(cotangents, len(ctx.sizes)))
+        found = look(columns, learned, len(columns) - 1 - call.depth)
     # Hooks on saved tensors and on gradients may have put anything in their places.
-    sizes = found.sizes if found else [x.numel() for x in tensors]
+    sizes = found.sizes if found else [x.numel() for x in arrays]
     if sizes != ctx.sizes * (len(sizes) // len(ctx.sizes)):
         raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
     if found is None:
-        return _composed_vjp(call, inputs, cotangents, needed)
-    return _vjp(call, inputs, cotangents, needed, found)
+        inputs = (*numbers, *arrays)
+        of_numbers, of_arrays = _merged_needs(call, ctx.known, needed)
+        results = _composed_vjp(call, inputs, cotangents, (*of_numbers, *of_arrays))
+        return [r for r, x in zip(results, inputs, strict=True) if isinstance(x, Tensor)]
+    return _vjp(call, numbers, arrays, cotangents, needed, found)
 
 
 def _vjp(
     call: Call,
-    inputs: tuple[Any, ...],
+    numbers: Sequence[Any],
+    arrays: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
     found: Found,
 ) -> list[Tensor | None]:
-    count, width = len(call.steps), call.width
-    addresses, sizes = found.addresses, found.sizes
-    likes: Sequence[Tensor] = inputs[width : width + count]
-    if not found.contiguous:
-        arrays, likes = in_one_order((*inputs[width:], *cotangents), count)
-        addresses = addresses_of(arrays)
-    wanted = needed[width:]
-    if any(c is None for c in cotangents):
+    count = len(call.steps)
+    likes, wanted = [*arrays[:count]], needed[len(needed) - len(arrays) :]
+    if not found.complete:
         present = [any(c is not None for c in cotangents[i::count]) for i in range(count)]
-        sizes = [size if here else 0 for size, here in zip(sizes, present, strict=True)]
         wanted = [need and present[i % count] for i, need in enumerate(wanted)]
-    columns = likes * (len(wanted) // count)
+    if not found.contiguous:
+        arranged, likes = in_one_order((*arrays, *cotangents), count)
+        found = _located(arranged, count, len(arrays) // count)
     outputs = [
-        torch.empty_like(like) if want else None for like, want in zip(columns, wanted, strict=True)
+        torch.empty_like(like) if want else None
+        for like, want in zip(likes * (len(arrays) // count), wanted, strict=True)
     ]
-    sums = None
-    if any(needed[:width]):
-        sums = torch.empty(width, count, dtype=torch.float64, device=likes[0].device)
-    _launch.vjp(call, inputs, sizes, sums, addresses + addresses_of(outputs))
+    if call.plain:
+        _launch.vjp(call, numbers, found, None, outputs)
+        return outputs
 
-    of_numbers: list[Tensor | None] = [None] * width
+    learned = [k for k, x in enumerate(numbers) if isinstance(x, Tensor)]
+    sums = None
+    if any(needed[: len(learned)]):
+        sums = torch.empty(call.width, count, dtype=torch.float64, device=likes[0].device)
+    _launch.vjp(call, numbers, found, sums, outputs)
+    of_learned: list[Tensor | None] = [None] * len(learned)
     if sums is not None:
-        for k, need in enumerate(needed[:width]):
-            if need:
-                number, by_tensor = inputs[k], sums[k]
-                of_numbers[k] = (by_tensor if number.dim() else by_tensor.sum()).to(number)
-    return [*of_numbers, *outputs]
+        for i, k in enumerate(learned):
+            if needed[i]:
+                by_tensor = sums[k]
+                of_learned[i] = (by_tensor if numbers[k].dim() else by_tensor.sum()).to(numbers[k])
+    return [*of_learned, *outputs]
+
+
+def _columns(flat: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    return [flat[k : k + count] for k in range(0, len(flat), count)]
+
+
+def _located(flat: Sequence[Any], count: int, complete: int | None = None) -> Found:
+    """Return where these columns lie, of tensors that have been found before."""
+    columns = tuple(_columns(flat, count))
+    found = locate(columns, len(columns) if complete is None else complete)
+    assert found is not None
+    return found
+
+
+def _merged(known: Sequence[Any], flat: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Return what stands for each hyperparameter, from `flat` where it is None, and the rest."""
+    missing = known.count(None)
+    if not missing:
+        return known, flat
+    head = iter(flat)
+    return [next(head) if x is None else x for x in known], flat[missing:]
+
+
+def _merged_needs(call: Call, known: Sequence[Any], needed: Sequence[bool]) -> tuple[Any, Any]:
+    """Return the same of whether a derivative is needed."""
+    if call.plain:
+        return (False,) * len(known), needed
+    of_numbers, of_arrays = _merged([None if x is None else False for x in known], needed)
+    return tuple(of_numbers), of_arrays
 
 
 def _composed_vjp(
@@ -212,14 +245,18 @@ def _composed_vjp(
 
 @functools.lru_cache
 def _constant(
-    rule: Rule, variant: int, decay: int, first: tuple[bool, ...], needed: tuple[bool, ...]
+    rule: Rule,
+    variant: int,
+    decay: int,
+    first: tuple[bool, ...],
+    of_numbers: tuple[bool, ...],
+    of_arrays: tuple[bool, ...],
 ) -> list[int]:
     """Return the places of outputs that no input that requires grad enters."""
-    width, count = len(rule.numbers) + 1, len(first)
-    columns = [needed[k : k + count] for k in range(width, len(needed), count)]
+    count = len(first)
     constant = []
-    for i, (is_first, *row) in enumerate(zip(first, *columns, strict=True)):
-        kind = (rule, variant, decay, is_first, needed[:width], tuple(row))
+    for i, (is_first, *row) in enumerate(zip(first, *_columns(of_arrays, count), strict=True)):
+        kind = (rule, variant, decay, is_first, of_numbers, tuple(row))
         constant += [k * count + i for k in _constant_of_one(*kind)]
     return constant
 

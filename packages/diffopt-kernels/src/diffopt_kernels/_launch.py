@@ -8,30 +8,30 @@ from torch import Tensor
 
 from diffopt_kernels import _native
 from diffopt_kernels._explain import DTYPES
+from diffopt_kernels._native import Found
 from diffopt_kernels._rule import Call
 
 
 def forward(
-    call: Call, inputs: tuple[Any, ...], sizes: list[int], in_place: bool, addresses: list[int]
+    call: Call,
+    numbers: Sequence[Any],
+    found: Found,
+    in_place: bool,
+    outputs: Sequence[Tensor],
 ) -> None:
-    """Run the step on arrays at these addresses, inputs and outputs, which the caller holds."""
-    _run("forward", call, inputs, sizes, in_place, addresses)
+    """Run the step on inputs that lie as `found`; the caller holds them."""
+    _run("forward", call, numbers, found, in_place, outputs)
 
 
 def vjp(
     call: Call,
-    inputs: tuple[Any, ...],
-    sizes: list[int],
+    numbers: Sequence[Any],
+    found: Found,
     sums: Tensor | None,
-    addresses: list[int],
+    outputs: Sequence[Tensor | None],
 ) -> None:
-    """Run the vector-Jacobian product likewise; rows of size 0 are left out."""
-    _run("vjp", call, inputs, sizes, 0 if sums is None else sums.data_ptr(), addresses)
-
-
-def addresses_of(arrays: Sequence[Tensor | None]) -> list[int]:
-    """Return where these tensors lie, and 0 for those that are absent."""
-    return [0 if t is None else t.data_ptr() for t in arrays]
+    """Run the vector-Jacobian product likewise, but for rows that have no cotangents."""
+    _run("vjp", call, numbers, found, 0 if sums is None else sums.data_ptr(), outputs)
 
 
 def in_one_order(arrays: Sequence[Any], count: int) -> tuple[list[Any], list[Tensor]]:
@@ -51,43 +51,43 @@ def in_one_order(arrays: Sequence[Any], count: int) -> tuple[list[Any], list[Ten
 def _run(
     kind: str,
     call: Call,
-    inputs: tuple[Any, ...],
-    sizes: list[int],
+    numbers: Sequence[Any],
+    found: Found,
     flag: int,
-    addresses: list[int],
+    outputs: Sequence[Tensor | None],
 ) -> None:
-    numbers, first = inputs[: call.width], inputs[call.width]
     request = (
         _native.rules[call.rule.name][0],
         call.variant,
-        DTYPES[first.dtype],
         call.decay,
         call.maximize,
-        numbers if call.plain else _on_host(numbers, len(sizes)),
-        sizes,
+        numbers if call.plain else _on_host(numbers, len(call.steps)),
         call.steps,
         flag,
-        addresses,
+        found,
+        [0 if t is None else t.data_ptr() for t in outputs],
     )
-    if not is_on_cuda(first):
+    if not is_on_cuda(found):
         getattr(_native, kind)(*request, torch.get_num_threads())
         return
     sources = [] if call.plain else _on_device(numbers)
-    with torch.cuda.device(first.device):
+    gpu = max(found.gpu, 0)  # it is -1 where the CPU emulates one
+    with torch.cuda.device(gpu):
         # Until the kernels have run, torch gives the workspace to nothing but this stream.
-        stream = torch.cuda.current_stream(first.device).cuda_stream
+        stream = torch.cuda.current_stream(gpu).cuda_stream
         workspace = None
         if sources or (kind == "vjp" and flag):
-            size = _native.cuda_workspace_size(sizes)
-            workspace = torch.empty(size, dtype=torch.uint8, device=first.device)
+            size = _native.cuda_workspace_size(found.sizes)
+            device = "cpu" if found.gpu < 0 else torch.device("cuda", gpu)
+            workspace = torch.empty(size, dtype=torch.uint8, device=device)
         place = 0 if workspace is None else workspace.data_ptr()
         run = getattr(_native, f"cuda_{kind}")
-        run(*request, first.device.index or 0, stream, place, sources)
+        run(*request, gpu, stream, place, sources)
 
 
-def is_on_cuda(tensor: Tensor) -> bool:
-    """Return whether the tensor is on a CUDA device."""
-    return tensor.is_cuda
+def is_on_cuda(thing: Tensor | Found) -> bool:
+    """Return whether a tensor is, or tensors were found, on a CUDA device."""
+    return thing.gpu >= 0 if isinstance(thing, Found) else thing.is_cuda
 
 
 def _on_host(numbers: Sequence[Any], count: int) -> list[float]:

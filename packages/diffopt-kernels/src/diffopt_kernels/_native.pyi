@@ -1,8 +1,9 @@
-"""The native loops. Addresses are of dense arrays in one common order, 0 for none.
+"""The native loops. The arrays they read and write are dense and in one common order.
 
-Every function that computes takes the hyperparameters with weight decay as the last: once, or one
-row after another for each tensor. Sums are rows of float64, one for each hyperparameter, with a
-sum for each tensor.
+Every function that computes takes the inputs as they were found (first those of the step, then,
+for a vector-Jacobian product, the cotangents), the addresses of the outputs, 0 for none, and the
+hyperparameters with weight decay as the last: once, or one row after another for each tensor. Sums
+are rows of float64, one for each hyperparameter, with a sum for each tensor.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,28 @@ rules: dict[str, tuple[int, int, list[int]]]
 cuda_architectures: str
 """As CMake names them, separated by ", "; where it is empty, there are no functions for CUDA."""
 
+class Found:
+    """What lists of tensors have in common, and where they lie."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the first list."""
+    @property
+    def addresses(self) -> list[int]:
+        """Of one list after the other; 0 for None."""
+    @property
+    def contiguous(self) -> bool:
+        """Whether all of them are."""
+    @property
+    def complete(self) -> bool:
+        """Whether none is None."""
+    @property
+    def gpu(self) -> int:
+        """The index of their GPU, or -1."""
+    @property
+    def dtype(self) -> int:
+        """The place of their dtype among those that the looker was given."""
+
 class Looker:
     """Looks at tensors: through DLPack's table of functions if it is given, or their attributes.
 
@@ -25,59 +48,53 @@ class Looker:
     def __init__(
         self, types: tuple[type, ...], dtypes: tuple[object, ...], exchange: object | None, /
     ) -> None: ...
-    def __call__(
-        self, columns: tuple[Sequence[object], ...], complete: int, /
-    ) -> tuple[list[int], bool, list[int], int, int] | None:
-        """Return what lists of tensors have in common, and where they lie.
+    def __call__(self, columns: tuple[Sequence[object], ...], complete: int, /) -> Found | None:
+        """Return where these lists of tensors lie; those after the first `complete` may hold None.
 
-        That is the sizes of the first list, whether all are contiguous, all addresses, the place
-        of their dtype among `dtypes`, and the index of their GPU or -1. Lists after the first
-        `complete` ones may hold None, whose address is 0.
-
-        None unless the lists are as long as the first, of tensors that are nothing but memory on
-        the CPU or one GPU, of one of the `dtypes`, and shaped alike in each row: of one of the
-        `types`, not lazily negated, with an address.
+        None unless there are tensors, and the lists are as long as the first, of tensors that are
+        nothing but memory on the CPU or one GPU, of one of the `dtypes`, and shaped alike in each
+        row: of one of the `types`, not lazily negated, with an address.
         """
+
+def are_plain(numbers: tuple[object, ...], bounds: tuple[float, ...], /) -> bool:
+    """Return whether all are floats of at least 0 and less than their bounds."""
 
 def forward(
     rule: int,
     variant: int,
-    dtype: int,
     decay: int,
     maximize: bool,
     hyper: Sequence[float],
-    sizes: Sequence[int],
     steps: Sequence[int],
     in_place: bool,
-    addresses: Sequence[int],
+    found: Found,
+    outputs: Sequence[int],
     threads: int,
     /,
 ) -> None: ...
 def vjp(
     rule: int,
     variant: int,
-    dtype: int,
     decay: int,
     maximize: bool,
     hyper: Sequence[float],
-    sizes: Sequence[int],
     steps: Sequence[int],
     sums: int,
-    addresses: Sequence[int],
+    found: Found,
+    outputs: Sequence[int],
     threads: int,
     /,
 ) -> None: ...
 def cuda_forward(
     rule: int,
     variant: int,
-    dtype: int,
     decay: int,
     maximize: bool,
     hyper: Sequence[float],
-    sizes: Sequence[int],
     steps: Sequence[int],
     in_place: bool,
-    addresses: Sequence[int],
+    found: Found,
+    outputs: Sequence[int],
     device: int,
     stream: int,
     workspace: int,
@@ -87,14 +104,13 @@ def cuda_forward(
 def cuda_vjp(
     rule: int,
     variant: int,
-    dtype: int,
     decay: int,
     maximize: bool,
     hyper: Sequence[float],
-    sizes: Sequence[int],
     steps: Sequence[int],
     sums: int,
-    addresses: Sequence[int],
+    found: Found,
+    outputs: Sequence[int],
     device: int,
     stream: int,
     workspace: int,

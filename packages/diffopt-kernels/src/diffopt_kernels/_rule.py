@@ -23,9 +23,19 @@ class Rule:
     formula: Callable[[int, int, Sequence[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
 
     @cached_property
-    def limits(self) -> tuple[tuple[str, float], ...]:
-        """What each hyperparameter is less than, that of weight decay last."""
-        return (*self.numbers.items(), ("weight_decay", inf))
+    def names(self) -> tuple[str, ...]:
+        """The hyperparameters, weight decay as the last."""
+        return (*self.numbers, "weight_decay")
+
+    @cached_property
+    def bounds(self) -> tuple[float, ...]:
+        """What each hyperparameter is less than."""
+        return (*map(float, self.numbers.values()), inf)
+
+    @cached_property
+    def width(self) -> int:
+        """Number of hyperparameters, with weight decay."""
+        return len(self.names)
 
 
 class Call(NamedTuple):
@@ -46,7 +56,7 @@ class Call(NamedTuple):
     @property
     def width(self) -> int:
         """Number of hyperparameters, with weight decay."""
-        return len(self.rule.numbers) + 1
+        return self.rule.width
 
     @property
     def depth(self) -> int:

@@ -3,6 +3,7 @@
 #include "look.hpp"
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -48,12 +49,10 @@ bool is_true(const py::object &object) { return object.ptr() == Py_True; }
 /// What one tensor is.
 struct View {
     std::uintptr_t address;
-    int device;  // the index of a GPU, or `on_cpu`
+    int device;
     Dtype dtype;
     std::vector<std::int64_t> shape;
     bool contiguous;
-
-    static constexpr int on_cpu = -1;
 
     std::int64_t size() const {
         std::int64_t product = 1;
@@ -87,7 +86,7 @@ void read(PyObject *tensor, const dlpack::Exchange &exchange, View &view) {
     dlpack::Tensor found;
     if (exchange.describe(tensor, &found) != 0) throw py::error_already_set();
     require(found.device.type == dlpack::cpu || found.device.type == dlpack::cuda);
-    view.device = found.device.type == dlpack::cpu ? View::on_cpu : found.device.index;
+    view.device = found.device.type == dlpack::cpu ? Found::on_cpu : found.device.index;
     view.dtype = dtype_of(found.dtype);
     view.shape.assign(found.shape, found.shape + found.dimensions);
     view.contiguous = true;
@@ -99,7 +98,7 @@ void read(PyObject *tensor, const py::tuple &dtypes, View &view) {
     const auto &name = names();
     const bool is_on_cpu = is_true(get(tensor, name.is_cpu));
     require(is_on_cpu || is_true(get(tensor, name.is_cuda)));
-    view.device = is_on_cpu ? View::on_cpu : call(tensor, name.get_device).cast<int>();
+    view.device = is_on_cpu ? Found::on_cpu : call(tensor, name.get_device).cast<int>();
     const auto dtype = get(tensor, name.dtype);
     std::size_t code = 0;
     while (code < dtypes.size() && !dtype.is(dtypes[code])) ++code;
@@ -116,27 +115,32 @@ void read(PyObject *tensor, const py::tuple &dtypes, View &view) {
 }
 
 /// The columns so far: their first one says what all must be.
-struct Found {
-    std::vector<std::vector<std::int64_t>> shapes;
-    int device = View::on_cpu;
-    Dtype dtype = Dtype::float64;
-    bool contiguous = true;
-    py::list sizes, addresses;
-
+class Columns {
+   public:
     void add(View &view, std::size_t row, bool is_first_column) {
-        if (is_first_column && row == 0) device = view.device, dtype = view.dtype;
-        require(view.device == device && view.dtype == dtype);
+        if (is_first_column && row == 0) found.device = view.device, found.dtype = view.dtype;
+        require(view.device == found.device && view.dtype == found.dtype);
         const auto size = view.size();
         require(size == 0 || view.address != 0);
-        contiguous = contiguous && view.contiguous;
-        addresses.append(view.address);
+        found.contiguous = found.contiguous && view.contiguous;
+        found.addresses.push_back(view.address);
         if (is_first_column) {
-            sizes.append(size);
-            shapes.push_back(std::move(view.shape));
+            found.sizes.push_back(size);
+            shapes_.push_back(std::move(view.shape));
         } else {
-            require(view.shape == shapes[row]);
+            require(view.shape == shapes_[row]);
         }
     }
+
+    void add_absent() {
+        found.complete = false;
+        found.addresses.push_back(0);
+    }
+
+    Found found;
+
+   private:
+    std::vector<std::vector<std::int64_t>> shapes_;
 };
 
 bool is_one_of(PyObject *type, const py::tuple &types) {
@@ -157,8 +161,8 @@ Looker::Looker(py::tuple types, py::tuple dtypes, const py::object &exchange)
     if (given && given->major == 1 && given->describe) exchange_ = given;
 }
 
-py::object Looker::operator()(const py::tuple &columns, std::size_t complete) const {
-    Found found;
+std::optional<Found> Looker::operator()(const py::tuple &columns, std::size_t complete) const {
+    Columns all;
     View view;
     try {
         Py_ssize_t rows = -1;
@@ -167,11 +171,11 @@ py::object Looker::operator()(const py::tuple &columns, std::size_t complete) co
             require(PyList_Check(column.ptr()) || PyTuple_Check(column.ptr()));
             const bool is_first = rows < 0, may_lack = place++ >= complete;
             if (is_first) rows = PySequence_Fast_GET_SIZE(column.ptr());
-            require(PySequence_Fast_GET_SIZE(column.ptr()) == rows);
+            require(rows > 0 && PySequence_Fast_GET_SIZE(column.ptr()) == rows);
             for (Py_ssize_t i = 0; i < rows; ++i) {
                 PyObject *tensor = PySequence_Fast_GET_ITEM(column.ptr(), i);
                 if (may_lack && tensor == Py_None) {
-                    found.addresses.append(0);
+                    all.add_absent();
                     continue;
                 }
                 require(is_one_of(reinterpret_cast<PyObject *>(Py_TYPE(tensor)), types_));
@@ -180,16 +184,15 @@ py::object Looker::operator()(const py::tuple &columns, std::size_t complete) co
                     read(tensor, *exchange_, view);
                 else
                     read(tensor, dtypes_, view);
-                found.add(view, i, is_first);
+                all.add(view, i, is_first);
             }
         }
     } catch (const NotPlain &) {
-        return py::none();
+        return std::nullopt;
     } catch (const py::error_already_set &) {  // of a wrapper that has no memory, say
-        return py::none();
+        return std::nullopt;
     }
-    return py::make_tuple(found.sizes, found.contiguous, found.addresses,
-                          static_cast<int>(found.dtype), found.device);
+    return std::move(all.found);
 }
 
 }  // namespace diffopt

@@ -19,120 +19,164 @@ namespace py = pybind11;
 namespace {
 
 using diffopt::Call;
+using diffopt::Found;
 using diffopt::Tensor;
-using Integers = std::vector<std::int64_t>;
 using Numbers = std::vector<double>;
-using Addresses = std::vector<std::uintptr_t>;
 
 void expect(bool right, const char *what) {
     if (!right) throw std::invalid_argument(what);
 }
 
-/// What a step is told, but for its arrays.
+/// A list or tuple of numbers. (pybind11's own way takes as long as a small step.)
+template <typename T, typename Convert>
+std::vector<T> read(const py::object &numbers, Convert convert) {
+    const auto list = py::reinterpret_steal<py::object>(
+        PySequence_Fast(numbers.ptr(), "a list or tuple of numbers is expected"));
+    if (!list) throw py::error_already_set();
+    std::vector<T> found(static_cast<std::size_t>(PySequence_Fast_GET_SIZE(list.ptr())));
+    for (std::size_t i = 0; i < found.size(); ++i)
+        found[i] = static_cast<T>(convert(PySequence_Fast_GET_ITEM(list.ptr(), i)));
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return found;
+}
+
+/// Whether all are floats of at least 0 and less than their bounds.
+bool are_plain(const py::tuple &numbers, const py::tuple &bounds) {
+    expect(numbers.size() == bounds.size(), "bounds: wrong count");
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+        PyObject *number = PyTuple_GET_ITEM(numbers.ptr(), i);
+        if (!PyFloat_CheckExact(number)) return false;
+        const double value = PyFloat_AS_DOUBLE(number);
+        if (!(0 <= value && value < PyFloat_AsDouble(PyTuple_GET_ITEM(bounds.ptr(), i))))
+            return false;
+    }
+    return true;
+}
+
+/// What a step is told, but for its outputs.
 struct Request {
     Call call;
     std::vector<Tensor> tensors;
     std::size_t states;
     Numbers hyper;
 
-    Request(int rule, int variant, int dtype, int decay, bool maximize, Numbers numbers,
-            const Integers &sizes, const Integers &steps)
-        : tensors(sizes.size()), hyper(std::move(numbers)) {
+    Request(int rule, int variant, int decay, bool maximize, const py::object &numbers,
+            const py::object &steps, const Found &found)
+        : tensors(found.sizes.size()), hyper(read<double>(numbers, PyFloat_AsDouble)) {
         const auto &rules = diffopt::rules();
         expect(0 <= rule && rule < static_cast<int>(rules.size()), "rule: unknown code");
         const auto &info = rules[rule];
         expect(0 <= variant && variant < static_cast<int>(info.states.size()),
                "variant: unknown code");
-        expect(0 <= dtype && dtype <= 3, "dtype: unknown code");
         expect(0 <= decay && decay <= 2, "decay: unknown code");
-        const std::size_t width = info.hypers + 1, rows = sizes.size();
+        const std::size_t width = info.hypers + 1, rows = tensors.size();
+        const auto each = read<std::int64_t>(steps, PyLong_AsLongLong);
         expect(hyper.size() == width || hyper.size() == width * rows, "hyper: wrong count");
-        expect(steps.size() == rows, "steps: wrong count");
+        expect(each.size() == rows, "steps: wrong count");
         states = info.states[variant];
-        call = {rule,
-                variant,
-                static_cast<diffopt::Dtype>(dtype),
-                static_cast<diffopt::Decay>(decay),
-                maximize,
-                false,
-                false};
+        call = {rule,     variant, found.dtype, static_cast<diffopt::Decay>(decay),
+                maximize, false,   false};
         const std::size_t stride = hyper.size() == width ? 0 : width;
         for (std::size_t i = 0; i < rows; ++i) {
-            tensors[i].size = sizes[i], tensors[i].step = steps[i];
+            tensors[i].size = found.sizes[i], tensors[i].step = each[i];
             tensors[i].hyper = hyper.data() + i * stride;
         }
     }
     Request(const Request &) = delete;  // the tensors point into it
 };
 
-/// Reads the addresses: one column for each array, one row for each tensor.
+/// Reads addresses: one column for each array, one row for each tensor.
 class Columns {
    public:
-    Columns(const Addresses &addresses, std::size_t rows, std::size_t columns)
-        : next_(addresses.data()), rows_(rows) {
-        expect(addresses.size() == rows * columns, "addresses: wrong count");
-    }
+    Columns(const std::vector<std::uintptr_t> &addresses, std::size_t rows, const char *name)
+        : next_(addresses.data()), end_(next_ + addresses.size()), rows_(rows), name_(name) {}
 
     /// Gives the next column to a member of each tensor.
     template <typename Member>
     void give(std::vector<Tensor> &tensors, Member member) {
+        expect(static_cast<std::size_t>(end_ - next_) >= rows_, name_);
         for (std::size_t i = 0; i < rows_; ++i)
             member(tensors[i]) = reinterpret_cast<void *>(next_[i]);
         next_ += rows_;
     }
 
+    void finish() const { expect(next_ == end_, name_); }
+
    private:
-    const std::uintptr_t *next_;
+    const std::uintptr_t *next_, *end_;
     std::size_t rows_;
+    const char *name_;
 };
 
-void place_forward(Request &request, const Addresses &addresses) {
+/// The inputs of the step itself. Parameters that are not used may follow.
+Columns place_inputs(Request &request, const Found &found) {
     auto &tensors = request.tensors;
-    const std::size_t states = request.states;
-    const bool has_p = request.call.decay != diffopt::Decay::none || request.call.in_place;
-    Columns columns(addresses, tensors.size(), 2 + 2 * states + has_p);
+    Columns columns(found.addresses, tensors.size(), "found: wrong count");
     columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
-    for (std::size_t k = 0; k < states; ++k)
+    for (std::size_t k = 0; k < request.states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
-    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    if (request.call.decay != diffopt::Decay::none || request.call.in_place)
+        columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
+    return columns;
+}
+
+void place_forward(Request &request, const Found &found, const py::object &outputs) {
+    auto &tensors = request.tensors;
+    expect(found.complete, "found: not complete");
+    place_inputs(request, found);
+    const auto addresses = read<std::uintptr_t>(outputs, PyLong_AsUnsignedLongLong);
+    for (std::size_t i = 0; i < addresses.size(); ++i)
+        expect(addresses[i] || tensors[i % tensors.size()].size == 0, "outputs: not complete");
+    Columns columns(addresses, tensors.size(), "outputs: wrong count");
     columns.give(tensors, [](Tensor &t) -> auto & { return t.out_update; });
-    for (std::size_t k = 0; k < states; ++k)
+    for (std::size_t k = 0; k < request.states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
+    columns.finish();
 }
 
-void place_vjp(Request &request, const Addresses &addresses) {
+void place_vjp(Request &request, const Found &found, const py::object &outputs) {
     auto &tensors = request.tensors;
-    const std::size_t states = request.states;
-    const bool has_p = request.call.decay != diffopt::Decay::none;
-    Columns columns(addresses, tensors.size(), 3 + 3 * states + 2 * has_p);
-    columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
-    for (std::size_t k = 0; k < states; ++k)
-        columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
-    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
-    columns.give(tensors, [](Tensor &t) -> auto & { return t.d_update; });
-    for (std::size_t k = 0; k < states; ++k)
-        columns.give(tensors, [k](Tensor &t) -> auto & { return t.d_states[k]; });
+    Columns cotangents = place_inputs(request, found);
+    cotangents.give(tensors, [](Tensor &t) -> auto & { return t.d_update; });
+    for (std::size_t k = 0; k < request.states; ++k)
+        cotangents.give(tensors, [k](Tensor &t) -> auto & { return t.d_states[k]; });
+    cotangents.finish();
+    const auto addresses = read<std::uintptr_t>(outputs, PyLong_AsUnsignedLongLong);
+    Columns columns(addresses, tensors.size(), "outputs: wrong count");
     columns.give(tensors, [](Tensor &t) -> auto & { return t.out_g; });
-    for (std::size_t k = 0; k < states; ++k)
+    for (std::size_t k = 0; k < request.states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
-    if (has_p) columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
+    if (request.call.decay != diffopt::Decay::none)
+        columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
+    columns.finish();
 }
 
-void forward(int rule, int variant, int dtype, int decay, bool maximize, Numbers hyper,
-             const Integers &sizes, const Integers &steps, bool in_place,
-             const Addresses &addresses, int threads) {
-    Request request(rule, variant, dtype, decay, maximize, std::move(hyper), sizes, steps);
+/// Leaves out the tensors of which no output has a cotangent.
+void leave_out(Request &request) {
+    for (auto &t : request.tensors) {
+        const void *present = t.d_update;
+        for (std::size_t k = 0; k < request.states; ++k)
+            present = present ? present : t.d_states[k];
+        if (!present) t.size = 0;
+    }
+}
+
+void forward(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+             const py::object &steps, bool in_place, const Found &found, const py::object &outputs,
+             int threads) {
+    Request request(rule, variant, decay, maximize, hyper, steps, found);
     request.call.in_place = in_place;
-    place_forward(request, addresses);
+    place_forward(request, found, outputs);
     const py::gil_scoped_release unlocked;
     diffopt::forward(request.call, request.tensors, threads);
 }
 
-void vjp(int rule, int variant, int dtype, int decay, bool maximize, Numbers hyper,
-         const Integers &sizes, const Integers &steps, std::uintptr_t sums,
-         const Addresses &addresses, int threads) {
-    Request request(rule, variant, dtype, decay, maximize, std::move(hyper), sizes, steps);
-    place_vjp(request, addresses);
+void vjp(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+         const py::object &steps, std::uintptr_t sums, const Found &found,
+         const py::object &outputs, int threads) {
+    Request request(rule, variant, decay, maximize, hyper, steps, found);
+    place_vjp(request, found, outputs);
+    leave_out(request);
     const py::gil_scoped_release unlocked;
     diffopt::vjp(request.call, request.tensors, reinterpret_cast<double *>(sums), threads);
 }
@@ -173,24 +217,25 @@ diffopt::cuda::Queue make_queue(const Request &request, int device, std::uintptr
     return queue;
 }
 
-void cuda_forward(int rule, int variant, int dtype, int decay, bool maximize, Numbers hyper,
-                  const Integers &sizes, const Integers &steps, bool in_place,
-                  const Addresses &addresses, int device, std::uintptr_t stream,
+void cuda_forward(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+                  const py::object &steps, bool in_place, const Found &found,
+                  const py::object &outputs, int device, std::uintptr_t stream,
                   std::uintptr_t workspace, const std::vector<Source> &sources) {
-    Request request(rule, variant, dtype, decay, maximize, std::move(hyper), sizes, steps);
+    Request request(rule, variant, decay, maximize, hyper, steps, found);
     request.call.in_place = in_place;
-    place_forward(request, addresses);
+    place_forward(request, found, outputs);
     const auto queue = make_queue(request, device, stream, workspace, sources);
     const py::gil_scoped_release unlocked;
     diffopt::cuda::forward(request.call, request.tensors, queue);
 }
 
-void cuda_vjp(int rule, int variant, int dtype, int decay, bool maximize, Numbers hyper,
-              const Integers &sizes, const Integers &steps, std::uintptr_t sums,
-              const Addresses &addresses, int device, std::uintptr_t stream,
+void cuda_vjp(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+              const py::object &steps, std::uintptr_t sums, const Found &found,
+              const py::object &outputs, int device, std::uintptr_t stream,
               std::uintptr_t workspace, const std::vector<Source> &sources) {
-    Request request(rule, variant, dtype, decay, maximize, std::move(hyper), sizes, steps);
-    place_vjp(request, addresses);
+    Request request(rule, variant, decay, maximize, hyper, steps, found);
+    place_vjp(request, found, outputs);
+    leave_out(request);
     const auto queue = make_queue(request, device, stream, workspace, sources);
     const py::gil_scoped_release unlocked;
     diffopt::cuda::vjp(request.call, request.tensors, reinterpret_cast<double *>(sums), queue);
@@ -201,9 +246,17 @@ void cuda_vjp(int rule, int variant, int dtype, int decay, bool maximize, Number
 
 PYBIND11_MODULE(_native, module) {
     diffopt::choose_simd();
+    py::class_<Found>(module, "Found")
+        .def_readonly("sizes", &Found::sizes)
+        .def_readonly("addresses", &Found::addresses)
+        .def_readonly("contiguous", &Found::contiguous)
+        .def_readonly("complete", &Found::complete)
+        .def_readonly("gpu", &Found::device)
+        .def_property_readonly("dtype", [](const Found &f) { return static_cast<int>(f.dtype); });
     py::class_<diffopt::Looker>(module, "Looker")
         .def(py::init<py::tuple, py::tuple, py::object>())
         .def("__call__", &diffopt::Looker::operator());
+    module.def("are_plain", &are_plain);
     module.def("forward", &forward);
     module.def("vjp", &vjp);
     module.attr("rules") = rules();
