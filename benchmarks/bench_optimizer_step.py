@@ -6,7 +6,9 @@ makes it; large tensors take about as long as a copy of the bytes that are moved
 take no longer than Adam for a byte. All candidates take the same fresh inputs, their results are
 compared before anything is timed, and rounds are interleaved. Only ratios mean anything.
 
-    nox -s bench, or
+The last column is a floor: one node with as many inputs and outputs that allocates and computes
+nothing. It is the time of torch's own bookkeeping, which no step in one node can be below.
+
     python benchmarks/bench_optimizer_step.py [--quick] [--threads N] [--device D] [--json FILE]
 """
 
@@ -43,6 +45,9 @@ DEVICE = [torch.device("cpu")]
 
 Column = list[Tensor]
 Step = Callable[[Column, Column, Column], list[Tensor]]
+
+# The row that nothing with one autograd node can be below: `nothing`, which computes nothing.
+FLOOR = "an empty node"
 
 
 def resnet18_like() -> list[tuple[int, ...]]:
@@ -344,7 +349,7 @@ def measure_cases(
 ) -> dict[str, dict[str, float]]:
     """Print and return the times of all candidates that are right, in microseconds."""
     rounds, seconds = (1, 0.0) if quick else (15, 0.1)
-    print(f"{'microseconds, median':34}", *(f"{name:>22}" for name in steps))
+    print(f"{'microseconds, median':34}", *(f"{name:>22}" for name in (*steps, FLOOR)))
     found = {}
     for case, shapes in CASES.items():
         right: dict[str, Step] = {}
@@ -356,10 +361,11 @@ def measure_cases(
                 right[name] = step
             except Exception as error:
                 failed[f"{name}, {case}"] = f"{type(error).__name__}: {error}"
+        right[FLOOR] = nothing
         times = found[case] = measure(right, shapes, rounds, seconds)
         cells = [
             f"{times[n]:.0f} ({times[n] / times['fused']:.2f}x)" if n in times else "-"
-            for n in steps
+            for n in (*steps, FLOOR)
         ]
         print(f"{case:34}", *(f"{cell:>22}" for cell in cells), flush=True)
     for name, why in failed.items():
