@@ -1,6 +1,7 @@
 """Derivatives: closed forms, finite differences, and one path against the other."""
 
 import itertools
+from math import inf
 
 import diffopt_kernels as dk
 import pytest
@@ -367,3 +368,12 @@ def test_hooks_that_change_saved_tensors_cannot_lead_out_of_bounds(make_problem,
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     with pytest.raises(RuntimeError, match="gave back a tensor of another size"):
         gradient(lambda x: x[:10] if x.dim() else x)
+
+
+def test_tensors_whose_outputs_are_not_used_add_nothing_to_a_learned_number(path):
+    lr = torch.tensor(0.1, requires_grad=True)
+    g, m, v = ([torch.full((2,), x), torch.full((2,), inf)] for x in (1.0, 0.0, 1.0))
+    (u, _), _, _ = adam_step(g, m, v, 2, lr=lr, betas=(0.9, 0.99), eps=1e-3)
+    assert is_fused(u) == (path == "fused")
+    (derivative,) = torch.autograd.grad(u.sum(), lr)
+    torch.testing.assert_close(derivative, u.sum().detach() / lr.detach())
