@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from diffopt_explicit import MetaAdam, adam, compile_meta_step, inner_loop, unroll
-from harness import WALL, arguments, report, row, turns
+from harness import WALL, arguments, one_core, report, row, turns
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -293,6 +293,7 @@ def measure(network: str, steps: int, quick: bool) -> dict[str, Any]:
 def main() -> None:
     """Compare, measure and print."""
     options = arguments(__doc__ or "")
+    one_core()
     torch.set_num_threads(1)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
