@@ -61,8 +61,11 @@ def _share_memory_between_threads() -> None:
     """Let the threads that answer calls, each time another one, use the same freed memory.
 
     glibc gives each an arena of its own, whose pages it gives back to the system and has to ask for
-    again: up to a fifth of the time of tasks that allocate, such as unrolled steps.
+    again: up to a fifth of the time of tasks that allocate, such as unrolled steps. Who has set
+    MALLOC_ARENA_MAX has chosen already.
     """
+    if "MALLOC_ARENA_MAX" in os.environ:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 1)
