@@ -18,6 +18,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -122,7 +123,7 @@ def solve_bicgstab(
 
 
 def iterate(
-    operator: VectorMap,
+    operator: Operator,
     b: Tensor,
     start: Tensor | None,
     precondition: VectorMap,
@@ -135,7 +136,7 @@ def iterate(
         x, r = torch.zeros_like(b), b
     else:
         x = torch.where(size > 0, start, 0.0)
-        r = b - operator(x)
+        r = operator.residual(b, x)
     residual = norm(r)
     live = ~(residual <= goal)  # so that NaN enters, and is refused at the end
     broken = torch.zeros_like(live)
@@ -168,7 +169,7 @@ def iterate(
             live = live & significant(rho, norm(shadow) * norm(r), stopping.eps)
             beta = quotient(rho, rho_before, live) * quotient(alpha, omega, live)
             p = r + beta * (p - omega * v)
-        r, before = b - operator(x), residual
+        r, before = operator.residual(b, x), residual
         residual = norm(r)
         # A restart that does not halve the true residual has met rounding, or a singularity.
         live = ~(residual <= goal) & ~broken & (residual < 0.5 * before)

@@ -20,6 +20,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -133,7 +134,7 @@ def solve_cg(
 
 
 def iterate(
-    operator: VectorMap,
+    operator: Operator,
     b: Tensor,
     start: Tensor | None,
     precondition: VectorMap,
@@ -146,7 +147,7 @@ def iterate(
         x, r = torch.zeros_like(b), b.clone()
     else:
         x = torch.where(size > 0, start, 0.0)
-        r = b - operator(x)
+        r = operator.residual(b, x)
     residual = norm(r)
     live = ~(residual <= goal)  # so that NaN enters, and is refused at the end
     indefinite = broken = torch.zeros_like(live)
@@ -174,7 +175,7 @@ def iterate(
             iterations, taken = iterations + live, taken + 1
             length = rz.detach().sqrt() if z is r else norm(r)
             live = live & ~(length <= inner_goal)
-        r, before = r if stopping.fixed else b - operator(x), residual
+        r, before = r if stopping.fixed else operator.residual(b, x), residual
         residual = norm(r)
         # A restart that does not halve the true residual has met rounding, or a singularity.
         live = ~(residual <= goal) & ~indefinite & ~broken & (residual < 0.5 * before)

@@ -162,7 +162,10 @@ def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
     """Compile a function into one graph, apart from what else was compiled of it."""
     # Dynamo keeps what it has compiled by code, and only so much for each: hence a copy.
     copy = FunctionType(function.__code__.replace(), function.__globals__)
-    return torch.compile(copy, fullgraph=True, **options)
+    # A sum with a matrix product as one call of `addmm`, which inductor makes of it, first copies
+    # what is added: on the CPU slower than to add it within the next pass.
+    apart: Any = {"pattern_matcher": False} if options["backend"] == "inductor" else None
+    return torch.compile(copy, fullgraph=True, options=apart, **options)
 
 
 def inner_slope(loss: Loss, params: Tree, hparams: Tree) -> Tensors:

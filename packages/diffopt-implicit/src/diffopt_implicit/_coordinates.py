@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,13 @@ class Coordinates:
 
     def vector(self, tree: Tree, name: str) -> Tensor:
         """Lay the leaves of `tree` end to end; it must look as these coordinates say."""
+        pieces = self.pieces(tree, name)
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(pieces) if pieces else torch.zeros(0, dtype=self.working)
+
+    def pieces(self, tree: Tree, name: str) -> list[Tensor]:
+        """Return the leaves of `tree` as pieces of a vector."""
         leaves, spec = tree_flatten(tree)
         shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves)
         if spec != self.spec or shapes != self.shapes:
@@ -79,19 +87,21 @@ class Coordinates:
                 f"{self.spec}, {[tuple(shape) for shape in self.shapes]}; got "
                 f"{spec}, {[None if shape is None else tuple(shape) for shape in shapes]}."
             )
-        flat = [leaf.reshape(-1).to(self.working) for leaf in leaves]
-        if len(flat) == 1:
-            return flat[0]
-        return torch.cat(flat) if flat else torch.zeros(0, dtype=self.working)
+        return [leaf.reshape(-1).to(self.working) for leaf in leaves]
+
+    def cut(self, vector: Tensor) -> Sequence[Tensor]:
+        """Cut `vector` into such pieces again."""
+        sizes = [shape.numel() for shape in self.shapes]
+        return vector.split(sizes) if len(sizes) > 1 else [vector] * len(sizes)
 
     def tree(self, vector: Tensor) -> Tree:
-        """Cut `vector` into leaves again."""
-        sizes = [shape.numel() for shape in self.shapes]
-        pieces = vector.split(sizes) if len(sizes) > 1 else [vector] * len(sizes)
+        """Give the elements of `vector` the form of the tree."""
         return tree_unflatten(
             self.spec,
             [
                 piece.reshape(shape).to(dtype)
-                for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+                for piece, shape, dtype in zip(
+                    self.cut(vector), self.shapes, self.dtypes, strict=True
+                )
             ],
         )

@@ -20,6 +20,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -145,7 +146,7 @@ def restarted(restart: int) -> Callable[..., tuple[Tensor, LinearSolveInfo]]:
     """Return minimal residuals over cycles of `restart` directions."""
 
     def iterate(
-        operator: VectorMap,
+        operator: Operator,
         b: Tensor,
         start: Tensor | None,
         precondition: VectorMap,
@@ -157,7 +158,7 @@ def restarted(restart: int) -> Callable[..., tuple[Tensor, LinearSolveInfo]]:
             x, r = torch.zeros_like(b), b
         else:
             x = torch.where(size > 0, start, 0.0)
-            r = b - operator(x)
+            r = operator.residual(b, x)
         residual = norm(r)
         live = ~(residual <= goal)  # so that NaN enters, and is refused at the end
         broken = torch.zeros_like(live)
@@ -183,7 +184,7 @@ def restarted(restart: int) -> Callable[..., tuple[Tensor, LinearSolveInfo]]:
                 directions.append(p)
                 products.append(q)
                 live = live & ~(norm(r) <= inner_goal)
-            r, before = b - operator(x), residual
+            r, before = operator.residual(b, x), residual
             residual = norm(r)
             # A cycle that gains less than this has met rounding, a singularity, or too small
             # a space.

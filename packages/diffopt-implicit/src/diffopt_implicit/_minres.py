@@ -19,6 +19,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -123,7 +124,7 @@ def solve_minres(
 
 
 def iterate(
-    operator: VectorMap,
+    operator: Operator,
     b: Tensor,
     start: Tensor | None,
     precondition: VectorMap,
@@ -136,7 +137,7 @@ def iterate(
         x, r = torch.zeros_like(b), b
     else:
         x = torch.where(size > 0, start, 0.0)
-        r = b - operator(x)
+        r = operator.residual(b, x)
     residual = norm(r)
     live = ~(residual <= goal)  # so that NaN enters, and is refused at the end
     indefinite = broken = torch.zeros_like(live)
@@ -186,7 +187,7 @@ def iterate(
             v_before, v, z, beta = v, v_next, z_next, beta_next
             iterations, taken = iterations + live, taken + 1
             live = live & ~(norm(r) <= inner_goal)
-        r, before = b - operator(x), residual
+        r, before = operator.residual(b, x), residual
         residual = norm(r)
         # A restart that does not halve the true residual has met rounding, or a singularity.
         live = ~(residual <= goal) & ~indefinite & ~broken & (residual < 0.5 * before)

@@ -15,13 +15,13 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
-    moved,
     size_of,
 )
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner, prepared
 
 Algorithm = Callable[
-    [VectorMap, Tensor, Tensor | None, VectorMap, Stopping], tuple[Tensor, LinearSolveInfo]
+    [Operator, Tensor, Tensor | None, VectorMap, Stopping], tuple[Tensor, LinearSolveInfo]
 ]
 
 
@@ -44,13 +44,6 @@ def solve_on_vectors(
     check_nonnegative("ridge", ridge)
     space = Coordinates.of(b, "b")
     stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
-
-    shifted = isinstance(ridge, Tensor) or ridge != 0
-
-    def operator(v: Tensor) -> Tensor:
-        product = space.vector(matvec(space.tree(v)), "The result of `matvec`")
-        return moved(product, ridge, v) if shifted else product
-
     near_inverse = prepared(preconditioner, matvec, b, ridge)
 
     def precondition(r: Tensor) -> Tensor:
@@ -63,7 +56,7 @@ def solve_on_vectors(
     # Brought to size 1, so that squares of tiny or huge numbers stay within range.
     scale = size_of(rhs)
     x, ended = algorithm(
-        operator,
+        Operator(matvec, space, ridge),
         rhs / scale,
         None if start is None else start / scale,
         precondition,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import MatVec, Tree, VectorMap, check_positive
+from diffopt_implicit._operator import Operator
 
 
 class Preconditioner(ABC):
@@ -41,12 +42,8 @@ class Preconditioner(ABC):
         """
         space = Coordinates.of(b, "b")
         device = space.vector(b, "b").device
-
-        def operator(v: Tensor) -> Tensor:
-            return space.vector(matvec(space.tree(v)), "The result of `matvec`")
-
         with torch.no_grad():  # the solution does not depend on it
-            inverse = self.on_vectors(operator, space, device, ridge)
+            inverse = self.on_vectors(Operator(matvec, space), space, device, ridge)
         return lambda r: space.tree(inverse(space.vector(r, "What is preconditioned")))
 
     @abstractmethod

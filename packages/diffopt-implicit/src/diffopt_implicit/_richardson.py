@@ -22,6 +22,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import Algorithm, solve_on_vectors
+from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
 
 
@@ -139,7 +140,7 @@ def richardson(step_size: float | Tensor) -> Algorithm:
     """Return Richardson's iteration; from zero its k-th iterate sums k terms of the series."""
 
     def iterate(
-        operator: VectorMap,
+        operator: Operator,
         b: Tensor,
         start: Tensor | None,
         precondition: VectorMap,
@@ -150,7 +151,7 @@ def richardson(step_size: float | Tensor) -> Algorithm:
             x, r = torch.zeros_like(b), b.clone()
         else:
             x = torch.where(size > 0, start, 0.0)
-            r = b - operator(x)
+            r = operator.residual(b, x)
         first = torch.maximum(norm(r), size)
         loop = fixed if stopping.fixed else adaptive
         x, residual, rounding, iterations = loop(
@@ -166,7 +167,7 @@ def richardson(step_size: float | Tensor) -> Algorithm:
 
 
 def adaptive(
-    operator: VectorMap,
+    operator: Operator,
     b: Tensor,
     x: Tensor,
     r: Tensor,
@@ -195,7 +196,7 @@ def adaptive(
 
 
 def fixed(
-    operator: VectorMap,
+    operator: Operator,
     b: Tensor,
     x: Tensor,
     r: Tensor,
@@ -207,7 +208,7 @@ def fixed(
     residual, into = norm(r), reuse()
     for taken in range(stopping.maxiter):
         if taken > 0:
-            r = torch.sub(b, operator(x), out=into(r))
+            r = operator.residual(b, x, into(r))
             residual = norm(r) if taken == stopping.maxiter - 1 else residual
         x = moved(x, step_size, precondition(r), into(x))
     iterations = torch.full_like(residual, stopping.maxiter, dtype=torch.int64)
