@@ -179,6 +179,11 @@ def test_newton_on_a_gradient_finds_a_minimum_nearby():
     assert_close(x, ridge_solution(ONE, X, Y))
 
 
+def test_the_error_of_newton_is_that_of_the_equation_beside_the_size_of_the_unknown():
+    x, state = Newton(lambda x: x - 3).update(9 * ONE, Newton(lambda x: x - 3).init_state(ONE))
+    assert_close((x, state.error), (3 * ONE, 6 / (1 + 9 * ONE)))
+
+
 def test_newton_says_when_there_is_no_step():
     with pytest.raises(SolverError, match="STALLED"):
         Newton(lambda x: x**2 + 1, on_failure="raise").run(0 * ONE)
@@ -228,6 +233,26 @@ def test_models_foretell_the_decrease_of_quadratics(subproblem, radius):
     model = subproblem(g, lambda v: h @ v, radius * ONE)
     zero = torch.zeros_like(g)
     assert_close(_trust_region.foretold(model, g, value(zero), value(model.step)), ONE)
+
+
+def test_radii_double_up_to_the_largest_and_no_step_is_longer():
+    line = lambda x: -3 * x.sum()
+    solver = TrustRegion(line, radius=0.1, max_radius=0.5)
+    x, state = 0 * ONE, solver.init_state(0 * ONE)
+    for length in (0.1, 0.2, 0.4, 0.5, 0.5):
+        (after, state), before = solver.update(x, state), x
+        assert_close(after - before, length * ONE)
+        x = after
+
+
+def test_each_step_refused_in_a_row_doubles_the_growth_of_the_damping():
+    solver = LevenbergMarquardt(lambda x: torch.where(x == 0, x - 1, torch.nan), damping=1e-6)
+    x, state = 0 * ONE, solver.init_state(0 * ONE)
+    for growth in (2.0, 4.0, 8.0, 16.0):
+        before = state.damping
+        x, state = solver.update(x, state)
+        assert_close(state.damping, growth * before)
+        assert x == 0
 
 
 def test_damped_steps_solve_their_system_and_foretell_the_decrease_of_linear_residuals():
@@ -292,6 +317,24 @@ def test_simplex_walks_find_known_minima_and_count_their_calls():
         assert solver.run(start).state.num_fun_eval == state.num_fun_eval[i]
 
 
+@pytest.mark.parametrize("count", [12, 25, 60])
+def test_simplex_walks_are_those_of_scipy_with_adaptive_coefficients(count):
+    optimize = pytest.importorskip("scipy.optimize")
+    start = normal(3, seed=4)
+    solver = NelderMead(rosenbrock, tol=0.0, maxiter=count, on_failure="ignore")
+    simplex = solver.init_state(start).simplex.flip(0).numpy()
+    options = {"adaptive": True, "initial_simplex": simplex, "maxiter": count + 1}
+    theirs = optimize.minimize(
+        lambda x: rosenbrock(torch.as_tensor(x)).item(),
+        start,
+        method="Nelder-Mead",
+        options=options,
+    )
+    x, state = solver.run(start)
+    assert_close(x, torch.as_tensor(theirs.x), rtol=1e-9, atol=1e-12)
+    assert state.num_fun_eval == theirs.nfev
+
+
 def test_simplex_walks_shrink_and_take_values_that_are_none_for_the_worst():
     spike = lambda x: x.abs().sum().sqrt() + 0.1 * (40 * x).cos().sum()
     counted = Counted(spike)
@@ -344,6 +387,12 @@ def test_bisection_ends_at_once_at_a_root_and_works_both_ways():
         at_end = Bisection(lambda x, end: x - end, 0.1, 0.7).run(None, end * ONE)
         assert at_end.params == end * ONE
         assert at_end.state.iter_num == 1
+
+
+def test_the_error_of_a_bisection_is_how_far_the_root_may_be():
+    solver = Bisection(lambda x: x - 1.9, 0 * ONE, 2.0)
+    x, state = solver.update(None, solver.init_state(None))
+    assert_close((x, state.error), (1.5 * ONE, 0.5 / (1 + ONE)))
 
 
 def test_each_bracket_of_a_batch_is_halved_for_itself():

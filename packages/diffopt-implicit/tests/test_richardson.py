@@ -31,6 +31,21 @@ def test_systems_of_contractions_are_solved(solve, n):  # O-38
                  torch.linalg.solve(1.5 * torch.eye(n, dtype=m.dtype) - m.T, b))  # fmt: skip
 
 
+@pytest.mark.parametrize("ridge", [0.0, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_a_series_on_trees_is_the_same_whether_recorded_or_not(ridge):
+    h, b = spd(6), normal(6, seed=1)
+    split = lambda v: {"a": v[:2], "b": (v[2:].reshape(2, 2),)}
+    joined = lambda t: torch.cat([t["a"], t["b"][0].flatten()])
+    given = {"ridge": ridge, "step_size": 0.1, "tol": 0.0, "maxiter": 4, "on_failure": "ignore"}
+    solve = lambda: joined(solve_neumann(lambda t: split(h @ joined(t)), split(b), **given))
+    eye = torch.eye(6, dtype=h.dtype)
+    step = eye - 0.1 * (h + ridge * eye)
+    series = 0.1 * sum(torch.linalg.matrix_power(step, j) for j in range(4))
+    assert_close(solve(), series @ b)
+    with torch.no_grad():
+        assert_close(solve(), series @ b)
+
+
 @pytest.mark.parametrize("k", [0, 1, 2, 9])
 @pytest.mark.parametrize("step_size", [0.05, 0.3])
 def test_neumann_is_the_truncated_series(k, step_size):  # O-26

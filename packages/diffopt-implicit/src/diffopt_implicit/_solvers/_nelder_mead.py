@@ -107,7 +107,8 @@ class NelderMead(Solver):
         value = at(objective, reflected)
         expands, outside = value < values[0], value < values[-1]
         good = ~expands & (value < values[max(len(values) - 2, 0)])
-        length = torch.where(outside, 0.75 - 0.5 / n, -(0.75 - 0.5 / n))
+        inward = torch.full_like(value, 0.75 - 0.5 / n)  # of two numbers `where` makes a float32
+        length = torch.where(outside, inward, -inward)
         second = others + torch.where(expands, 1 + 2 / n, length) * away
         tried = live & ~good
         other = at(objective, second) if any_true(tried) else value
