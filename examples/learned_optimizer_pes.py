@@ -1,21 +1,20 @@
-"""A learning-rate schedule learned by persistent evolution strategies, where truncation misleads.
+"""An optimizer learned by persistent evolution strategies, which beats a tuned Adam.
 
-A hundred steps of gradient descent minimize a function of two variables that is steep along one
-and has bumps on the way along the other. The learning rate goes geometrically from a first to a
-last value, both of which are learned, so that the sum of the hundred losses is small. Two ways to
-do so look at ten steps at a time. The gradient through these ten steps knows nothing of what they
-mean for those that follow. Persistent evolution strategies remember what all perturbations so far
-have done, and follow the whole. With two numbers to learn, the whole can be drawn.
+For each parameter that it trains, a network of 146 weights sees the gradient and its means at three
+decays, in units of its size, and how much of the training is over, and gives the update. It is
+learned on trainings of new classifiers of handwritten digits, of 100 steps each, so that the mean
+of all losses is small, 20 steps at a time and without differentiating them: 16 pairs of optimizers
+a little apart train side by side, and what each loses is weighed by all the noise it has met.
 
-Shows: `PersistentES`, vectorized; `unroll` cut after each ten steps; `sgd` with a learned schedule.
+Shows: `PersistentES`, vectorized; `learned`, which makes an optimizer of any function; `unroll`.
 
-Expected, in half a minute: from a sum of 1,659, with a constant rate of e, the truncated gradients
-lead to 1,975, by rates of about 2, and persistent evolution strategies to 410, by a rate that falls
-from 35 to 0.1. Two things help them: they are not biased by truncation, and they see the loss
-smoothed, over bumps in which any gradient points up or down by chance.
+Expected, in two minutes: on images and from beginnings that it has not seen, the mean loss is 0.29
+and that of the last ten steps 0.05; 0.37 and 0.10 by Adam with the best rate of a grid, found on
+these very trainings, and 0.36 and 0.09 where the rate falls besides.
 
 Source: Vicol, Metz & Sohl-Dickstein, *Unbiased gradient estimation in unrolled computation graphs
-with persistent evolution strategies*, ICML 2021, section 5.1 (the 2D toy regression).
+with persistent evolution strategies*, ICML 2021, section 5; Metz et al., *Tasks, stability,
+architecture, and compute*, 2020, for the features. Data: scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -26,118 +25,124 @@ from typing import Any
 
 import matplotlib as mpl
 import torch
-from diffopt_explicit import sgd, unroll
+from diffopt_explicit import Transform, adam, cosine_decay, learned, unroll
 from diffopt_zeroorder import PersistentES
-from torch import Tensor
-from torch.func import vmap
+from pytree_core import tree_map
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-TRUNCATION, HORIZON = 10, 10  # steps, and truncations of an episode
-PAIRS, SIGMA, OUTER_RATE = 100, 0.3, 0.03
-FIRST = torch.tensor([1.0, 1.0])  # logarithms of the rates
-START = torch.tensor([1.0, 1.0])
+STEPS, TRUNCATION, BATCH, OUTER_RATE = 100, 20, 32, 0.01
+ESTIMATOR: dict[str, Any] = {"horizon": STEPS // TRUNCATION, "num_pairs": 16, "sigma": 0.05}
+DECAYS, SIZE_DECAY = torch.tensor([0.5, 0.9, 0.99]), 0.99
+torch.manual_seed(0)
+NETWORK = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
 
 
-def loss(x: Tensor) -> Tensor:
-    """What the inner loop minimizes: least at (0, 100)."""
-    steep, bumps = x.unbind(-1)
-    bowl = (steep.square() + 5).sqrt() - 5**0.5
-    return bowl + bumps.sin().square() * (-5 * steep.square()).exp() + 0.25 * (bumps - 100).abs()
+def digits() -> tuple[Tensor, ...]:
+    """Images to learn on and images to judge by, each a row of 64 pixels and the label."""
+    pixels, targets = (torch.tensor(part) for part in load_digits(return_X_y=True))
+    return torch.cat([pixels / 16, targets[:, None]], dim=1).float().split([1000, 797])
 
 
-def steps(log_rates: Tensor, x: Tensor, truncation: Any) -> tuple[Tensor, Tensor]:
-    """Take ten steps, and return where they lead and the sum of their losses."""
-    places = (truncation * TRUNCATION + torch.arange(TRUNCATION)) / (TRUNCATION * HORIZON)
-    rates = (log_rates[0] * (1 - places) + log_rates[1] * places).exp()
-    done = unroll(loss, sgd(lambda step: rates[step]), x, steps=TRUNCATION)
-    return done.params, done.losses.sum()
+def memory(param: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is known of a parameter's gradients: means, size, how many they are."""
+    return param.new_zeros(*param.shape, len(DECAYS)), torch.zeros_like(param), torch.zeros(())
 
 
-def whole_loss(log_rates: Tensor) -> Tensor:
-    """The sum of all losses."""
-    x, total = START, torch.zeros(())
-    for truncation in range(HORIZON):
-        x, now = steps(log_rates, x, truncation)
-        total = total + now
-    return total
+def rule(weights: Any, gradient: Tensor, known: Any) -> tuple[Tensor, Any]:
+    """The update of a parameter, and what is remembered of its gradients."""
+    means, square, count = known[0], known[1], known[2] + 1
+    means = DECAYS * means + (1 - DECAYS) * gradient[..., None]
+    square = SIZE_DECAY * square + (1 - SIZE_DECAY) * gradient.square()
+    size = (square / (1 - SIZE_DECAY**count)).sqrt() + 1e-8
+    seen = torch.cat([gradient[..., None], means / (1 - DECAYS**count)], dim=-1) / size[..., None]
+    clock = torch.stack([count / STEPS, (10 * count / STEPS).tanh()]) - 0.5
+    features = torch.cat([seen, clock.expand(*gradient.shape, 2)], dim=-1)
+    direction, log_length = functional_call(NETWORK, weights, (features,)).unbind(-1)
+    return -0.03 * direction * log_length.exp(), (means, square, count)
 
 
-def by_persistent_es(count: int) -> list[Tensor]:
-    """Follow the estimates of persistent evolution strategies; return the way."""
-    es = PersistentES(
-        unroll=steps,
-        start=lambda generator: START,
-        horizon=HORIZON,
-        num_pairs=PAIRS,
-        sigma=SIGMA,
-        vectorized=True,
-    )
-    log_rates, way = FIRST.clone(), []
-    adam = torch.optim.Adam([log_rates], lr=OUTER_RATE)
-    state = es.init(log_rates, torch.Generator().manual_seed(0))
-    for _ in tqdm(range(count), desc="persistent evolution strategies"):
-        way.append(log_rates.clone())
-        log_rates.grad, state, _ = es.estimate(log_rates, state)
-        adam.step()
-    return way
+def optimizer(weights: Any) -> Transform:
+    """The optimizer that the network is with some weights."""
+    return learned(lambda gradient, known: rule(weights, gradient, known), memory)
 
 
-def by_truncated_gradients(count: int) -> list[Tensor]:
-    """Follow the gradients through ten steps each; return the way."""
-    log_rates, way, x = FIRST.clone().requires_grad_(), [], START
-    adam = torch.optim.Adam([log_rates], lr=OUTER_RATE)
-    for step in tqdm(range(count), desc="truncated gradients"):
-        way.append(log_rates.detach().clone())
-        x = START if step % HORIZON == 0 else x.detach()
-        x, total = steps(log_rates, x, step % HORIZON)
-        adam.zero_grad()
-        total.backward()
-        adam.step()
-    return way
+def loss(params: list[Tensor], batch: Tensor) -> Tensor:
+    """What is minimized: the cross-entropy of a classifier with a hidden layer."""
+    logits = torch.tanh(batch[:, :64] @ params[0] + params[1]) @ params[2] + params[3]
+    return cross_entropy(logits, batch[:, 64].long())
 
 
-def draw(ways: dict[str, list[Tensor]], path: Path) -> None:
-    """Draw the ways on the map of the whole loss, and the loss along them."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    axis = torch.linspace(-3, 5, 60)
-    rates = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
+def beginning(images: Tensor, generator: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    """A new classifier, and the batches of its training."""
+    scales = {(64, 16): 1 / 8, (16,): 0.0, (16, 10): 1 / 8, (10,): 0.0}
+    params = [scale * torch.randn(shape, generator=generator) for shape, scale in scales.items()]
+    return params, images[torch.randint(len(images), (STEPS, BATCH), generator=generator)]
+
+
+def learn(images: Tensor, outer_steps: int) -> Any:
+    """Follow the estimates of persistent evolution strategies, by Adam."""
+    weights = dict(NETWORK.named_parameters())
+
+    def start(generator: torch.Generator) -> Any:
+        params, batches = beginning(images, generator)
+        return params, optimizer(weights).init(params), batches
+
+    def train(weights: dict[str, Tensor], inner: Any, truncation: Any) -> tuple[Any, Tensor]:
+        params, state, batches = inner
+        now = batches[truncation * TRUNCATION + torch.arange(TRUNCATION)]
+        done = unroll(loss, optimizer(weights), params, opt_state=state, batches=now)
+        return (done.params, done.opt_state, batches), done.losses.mean()
+
+    es = PersistentES(unroll=train, start=start, vectorized=True, **ESTIMATOR)
+    outer = torch.optim.Adam(weights.values(), lr=OUTER_RATE)
+    state = es.init(weights, torch.Generator().manual_seed(0))
+    for step in tqdm(range(outer_steps), desc="learning to optimize"):
+        outer.param_groups[0]["lr"] = OUTER_RATE * (1 - step / outer_steps)
+        gradients, state, _ = es.estimate(weights, state)
+        for name, weight in weights.items():
+            weight.grad = gradients[name]
+        nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        outer.step()
+    return weights
+
+
+def course(tx: Transform, images: Tensor) -> Tensor:
+    """The loss in each of the 100 steps, the mean of 20 trainings."""
+    begun = [beginning(images, torch.Generator().manual_seed(seed)) for seed in range(20)]
+    params, batches = tree_map(lambda *same: torch.stack(same), *begun)
     with torch.no_grad():
-        losses = vmap(whole_loss)(rates.view(-1, 2)).view(60, 60)
-        shown = left.contourf(axis, axis, losses, levels=30, cmap="viridis_r")
-        for color, (name, way) in zip(("C1", "C3"), ways.items(), strict=True):
-            left.plot(*torch.stack(way).T, color=color, label=name)
-            left.plot(*way[-1], "o", color=color)
-            every = max(len(way) // 50, 1)
-            course = vmap(whole_loss)(torch.stack(way[::every]))
-            right.plot(range(0, len(way), every), course, color=color, label=name)
-    figure.colorbar(shown, ax=left, label="sum of the hundred losses")
-    left.set(xlabel="logarithm of the first rate", ylabel="of the last rate")
-    right.set(xlabel="outer step", ylabel="sum of the hundred losses", ylim=(0, None))
-    left.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        return vmap(lambda p, b: unroll(loss, tx, p, batches=b).losses)(params, batches).mean(0)
 
 
 def main() -> None:
-    """Learn both ways, print and draw."""
+    """Learn an optimizer, tune its rivals, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few steps: to see that it runs")
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the tensors are small
-    count = 100 if options.quick else 600
-    ways = {
-        "persistent evolution strategies": by_persistent_es(count),
-        "truncated gradients": by_truncated_gradients(count),
-    }
-    print(f"at first: sum of losses {whole_loss(FIRST):.0f}")
-    for name, way in ways.items():
-        first, last = way[-1].exp().tolist()
-        print(f"{name}: sum of losses {whole_loss(way[-1]):.0f}, rates {first:.2f} to {last:.2f}")
-    draw(ways, options.results / "learned_optimizer_pes.png")
+    torch.set_num_threads(1)  # the networks are too small to share
+    own, unseen = digits()
+    courses = {"learned": course(optimizer(learn(own, 25 if options.quick else 250)), unseen)}
+    rivals = {"Adam": adam, "Adam, falling rate": lambda rate: adam(cosine_decay(rate, STEPS))}
+    rates = torch.logspace(-2.5, 0, 3 if options.quick else 11).tolist()
+    for name, rival in rivals.items():
+        courses[name] = min((course(rival(rate), unseen) for rate in rates), key=torch.mean)
+    _, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, losses in courses.items():
+        found = f"{name}: mean loss {losses.mean():.3f}, at the end {losses[-10:].mean():.3f}"
+        print(found)
+        axes.semilogy(losses, label=found)
+    axes.set(xlabel="step", ylabel="loss", title="20 new classifiers, on images not learned on")
+    axes.legend(loc="upper right")
+    options.results.mkdir(parents=True, exist_ok=True)
+    plt.savefig(options.results / "learned_optimizer_pes.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -164,11 +164,21 @@ def test_a_learned_filter_leaves_less_noise_than_total_variation(tmp_path):
 
 
 def test_persistent_evolution_strategies_learn_a_schedule_that_truncation_misses(tmp_path):
-    printed = run("learned_optimizer_pes.py", "--quick", "--results", tmp_path)
+    printed = run("learned_schedule_pes.py", "--quick", "--results", tmp_path)
     (first,), (persistent,), (truncated,) = numbers(r"sum of losses ([\d.]+)", printed)
 
     assert persistent < 0.5 * first
     assert truncated > 2 * persistent
+    assert (tmp_path / "learned_schedule_pes.png").stat().st_size > 10_000
+
+
+def test_an_optimizer_learns_to_train_classifiers_that_it_has_not_seen(tmp_path):
+    printed = run("learned_optimizer_pes.py", "--quick", "--results", tmp_path)
+    ((mean, last), *rivals) = numbers(r"mean loss ([\d.]+), at the end ([\d.]+)", printed)
+
+    assert mean < 1.4  # one that knows nothing stays at 2.3
+    assert last < 0.8
+    assert len(rivals) == 2
     assert (tmp_path / "learned_optimizer_pes.png").stat().st_size > 10_000
 
 

@@ -1,5 +1,7 @@
 """What every package has in common."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,33 @@ def test_a_package_has_what_a_user_looks_for(package):
     module = package / "src" / package.name.replace("-", "_")
     for path in (package / "README.md", package / "CHANGELOG.md", module / "py.typed"):
         assert path.exists()
+
+
+def declared(package):
+    """The modules of what a package needs, itself included, and of its extra for tests."""
+    project = (package / "pyproject.toml").read_text()
+    lists = re.findall(r"^(?:dependencies|test) = \[(.*)\]$", project, re.MULTILINE)
+    names = [package.name, *re.findall(r'"([\w-]+)', ",".join(lists))]
+    return {name.replace("-", "_") for name in names}
+
+
+def imported(path):
+    """The modules that a file imports, at its top or within."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module).partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_the_tests_of_a_package_import_what_it_declares_and_nothing_else(package):
+    tests = list(package.glob("tests/**/*.py"))
+    known = {*sys.stdlib_module_names, *(path.stem for path in tests), *declared(package)}
+    met = {(path.name, name) for path in tests for name in imported(path)}
+
+    # Private ones are the interpreter's, of one version or another.
+    assert {(file, name) for file, name in met if name not in known and name[0] != "_"} == set()
 
 
 @pytest.mark.parametrize("name", ["diffopt_explicit", "diffopt_implicit"])
