@@ -208,14 +208,19 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Every benchmark beside its peers; give `-- --quick` for a smoke run."""
+    """Every benchmark beside its peers, and the page of them; `-- --quick` for a smoke run."""
     install(session, *PACKAGES, also=("-r", "benchmarks/requirements.txt"))
     # TorchOpt asks for an old torch, Betty for an old Python, but both run on the present ones.
     session.install("--no-deps", "torchopt")
     session.install("--no-deps", "--ignore-requires-python", "betty-ml==0.2.1")
+    # The figures of a quick run mean nothing, and must not take the place of those that do.
+    quick = "--quick" in session.posargs
+    home = Path(session.create_tmp()).resolve() if quick else ROOT / "benchmarks"
     for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
-        results = path.parent / "results" / f"{path.stem.removeprefix('bench_')}.json"
-        kept = () if "--quick" in session.posargs else ("--json", str(results))
-        session.run("python", str(path), *kept, *session.posargs)
-    elsewhere = ("--results", session.create_tmp()) if "--quick" in session.posargs else ()
-    session.run("python", str(ROOT / "benchmarks" / "audit_derivatives.py"), *elsewhere)
+        results = home / "results" / f"{path.stem.removeprefix('bench_')}.json"
+        session.run("python", str(path), "--json", str(results), *session.posargs)
+    audit = ("benchmarks/audit_derivatives.py", "--results", str(home / "results"))
+    session.run("python", *audit)
+    page = home / "page" if quick else ROOT / "results" / "benchmarks"
+    session.run("python", "docs/benchmark_report.py", str(home / "results"), str(page))
+    session.log(f"The page: {page / 'benchmarks.md'}")

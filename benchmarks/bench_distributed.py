@@ -22,20 +22,14 @@ A world of 20 processes is started here and not in the tests: it takes 50 s of C
 
 from __future__ import annotations
 
-import json
 import math
 import operator
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from statistics import median
 from typing import Any
 
+import distributed_torchopt
 import torch
 from diffopt_dist import (
     Call,
@@ -50,52 +44,13 @@ from diffopt_dist import (
     replicate,
 )
 from diffopt_dist import _engine as engine
-from harness import WALL, arguments, report, turns
-from torch import Tensor
+from distributed_tasks import TASKS, medians, meta_loss, params_and_tasks, step
+from harness import WALL, arguments, report
 from torch.distributed import rpc
 from torch.distributed.rpc import internal
 
-TASKS, SHORT, LONG, WORLDS = 8, 3, 0.05, (8, 64, 512)  # LONG in seconds
-TORCHOPT = "PEER_RESULT"
+SHORT, LONG, WORLDS = 3, 0.05, (8, 64, 512)  # LONG in seconds
 echo = operator.pos  # a task that does nothing, which pickle can send
-
-
-def params_and_tasks() -> tuple[list[Tensor], Tensor]:
-    """Weights of a perceptron that require grad, and images of all tasks."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = [(256, 256), (256, 256), (256, 64)]
-    params = [torch.randn(*size, generator=generator) / 16 for size in sizes]
-    return [p.requires_grad_() for p in params], torch.randn(TASKS, 100, 256, generator=generator)
-
-
-def network(params: list[Tensor], x: Tensor) -> Tensor:
-    """The network's outputs."""
-    return torch.tanh(torch.tanh(x @ params[0]) @ params[1]) @ params[2]
-
-
-def meta_loss(steps: int, params: list[Tensor], tasks: Tensor) -> Tensor:
-    """Mean over some tasks of the loss after inner steps."""
-    losses = []
-    for x in tasks:
-        fast = list(params)
-        for _ in range(steps):
-            loss = network(fast, x).square().mean()
-            gradients = torch.autograd.grad(loss, fast, create_graph=True)
-            fast = [p - 0.1 * g for p, g in zip(fast, gradients, strict=True)]
-        losses.append((network(fast, x) - 1).square().mean())
-    return torch.stack(losses).mean()
-
-
-def step(loss: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
-    """A meta-step, which returns the meta-gradient."""
-    params, tasks = params_and_tasks()
-    return lambda: torch.autograd.grad(loss(params, tasks), params)
-
-
-def medians(contenders: dict[str, Callable[[], Any]], rounds: int, clock: Any) -> dict[str, float]:
-    """The median time of each, in seconds, taken in turns."""
-    measured = turns(contenders, rounds=rounds, seconds=0.0, clock=clock)
-    return {name: median(times) / 1e6 for name, times in measured.items()}
 
 
 def long_enough() -> int:
@@ -236,69 +191,13 @@ def model(found: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def torchopt_steps(rounds: int, steps: dict[str, int]) -> None:
-    """In a world of torchrun: the same meta-steps by TorchOpt's runtime."""
-    import torchopt.distributed as todist  # pyright: ignore[reportMissingImports]
-
-    torch.set_num_threads(1)
-    loss = meta_loss  # the function, before its name is that of TorchOpt's
-
-    def part(count: int, params: list[Tensor], tasks: Tensor) -> Any:
-        size = int(os.environ["WORLD_SIZE"])
-        shares = zip(range(size), tasks.tensor_split(size), strict=True)
-        return [(rank, (count, params, share), {}) for rank, share in shares]
-
-    # In every process, because it gives the function a name by which the others know it.
-    spread = todist.parallelize(partitioner=part, reducer=todist.mean_reducer)(meta_loss)
-
-    @todist.auto_init_rpc()
-    @todist.rank_zero_only
-    def main() -> None:
-        params, tasks = params_and_tasks()
-
-        def call(count: int) -> Any:
-            with todist.autograd.context() as context:
-                return todist.autograd.grad(context, spread(count, params, tasks), params)
-
-        found = {}
-        for name, count in steps.items():
-            here = step(partial(loss, count))
-            torch.testing.assert_close(call(count), here(), rtol=1e-4, atol=1e-6)
-            both = medians({"alone": here, "spread": partial(call, count)}, rounds, WALL)
-            found[name] = both["alone"] / both["spread"]
-        Path(os.environ[TORCHOPT]).write_text(json.dumps(found))
-
-    main()
-
-
-def torchopt(options: Any, steps: dict[str, int]) -> dict[str, Any]:
-    """The speed-up of two workers over one process in TorchOpt's world, or what went wrong."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "29587", __file__, "--torchopt", *["--quick"] * options.quick]
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "seconds"
-        result.with_name("steps").write_text(json.dumps(steps))
-        environment = {**os.environ, TORCHOPT: str(result), "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, timeout=600)
-        except subprocess.TimeoutExpired:
-            return dict.fromkeys(steps, "no result after 600 s")
-        if not result.exists():
-            return dict.fromkeys(steps, done.stderr.decode()[-2000:])
-        return json.loads(result.read_text())
-
-
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "", torchopt="be a process of TorchOpt's world, by torchrun")
+    options = arguments(__doc__ or "")
     rounds = 3 if options.quick else 15
-    if options.torchopt:
-        steps = Path(os.environ[TORCHOPT]).with_name("steps").read_text()
-        torchopt_steps(rounds, json.loads(steps))
-        return
     found = launch(measure, 2, (rounds,), timeout=1200.0)[0]
     steps = found.pop("steps")
-    for name, speed_up in torchopt(options, steps).items():
+    for name, speed_up in distributed_torchopt.speed_ups(steps, rounds).items():
         found[name]["speed-up of two workers, TorchOpt"] = speed_up
     found["predicted speed-up"] = model(found)
     if not options.quick:

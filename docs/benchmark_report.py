@@ -1,15 +1,20 @@
-"""The benchmark page of the site: tables and pictures of what lies in benchmarks/results."""
+"""The benchmark page of the site: tables and pictures of what lies in benchmarks/results.
+
+Sphinx calls it; `python docs/benchmark_report.py RESULTS FOLDER` writes the page of other results.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 INTRODUCTION = """# Benchmarks
 
 Ours and the peers in one run, interleaved, as `nox -s bench` measures them; each section names its
@@ -26,11 +31,11 @@ def setup(app: Any) -> dict[str, bool]:
     return {"parallel_read_safe": True}
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, results: Path = RESULTS) -> None:
     """Write the page and its pictures."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     parts = [INTRODUCTION]
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+    for path in sorted(results.glob("*.json")):
         script = ROOT / "benchmarks" / f"bench_{path.stem}.py"
         measured = json.loads(path.read_text("utf-8"))
         if script.exists() and "results" in measured:
@@ -159,3 +164,7 @@ def draw(rows: dict[str, Row], path: Path) -> None:
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    write(folder=Path(sys.argv[2]), results=Path(sys.argv[1]))
