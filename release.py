@@ -20,11 +20,11 @@ class ReleaseError(SystemExit):
     """Why a package cannot be released as it is."""
 
 
-def version_of(package: Path) -> tuple[int, ...]:
+def version_of(package: Path) -> str:
     """The present version of the package in a folder."""
     found = VERSION.search((package / "pyproject.toml").read_text("utf-8"))
     assert found is not None, package
-    return parsed(found[1])
+    return found[1]
 
 
 def parsed(version: str) -> tuple[int, ...]:
@@ -43,13 +43,14 @@ def changes(package: Path) -> str:
 def release(package: Path, version: str, day: date) -> None:
     """Write a version and a date into the package in a folder; nothing changes if that fails."""
     before = version_of(package)
-    if parsed(version) < before:
+    if parsed(version) < parsed(before):
         raise ReleaseError(f"{package.name} is at {before}, which is later than {version}.")
     if not changes(package):
         raise ReleaseError(f"Nothing stands under 'Unreleased' in {package.name}'s CHANGELOG.md.")
     project, changelog = package / "pyproject.toml", package / "CHANGELOG.md"
     told = changelog.read_text("utf-8")
-    project.write_text(VERSION.sub(f'version = "{version}"', project.read_text("utf-8"), count=1))
+    numbered = VERSION.sub(f'version = "{version}"', project.read_text("utf-8"), count=1)
+    project.write_text(numbered, "utf-8")
     title = f"{UNRELEASED}\n## {version}, {day.isoformat()}\n"
     changelog.write_text(told.replace(UNRELEASED, title, 1), "utf-8")
 
@@ -64,8 +65,7 @@ def main() -> None:
     if chosen.version is None:
         for name, folder in sorted(packages.items()):
             waiting = len(re.findall("^- ", changes(folder), re.MULTILINE))
-            number = ".".join(map(str, version_of(folder)))
-            print(f"{name:20} {number:8} {waiting} changes since")
+            print(f"{name:20} {version_of(folder):8} {waiting} changes since")
         return
     if chosen.package not in packages:
         raise ReleaseError(f"{chosen.package} is none of {', '.join(sorted(packages))}.")

@@ -24,14 +24,14 @@ def package(tmp_path):
 def test_a_release_has_its_version_and_its_changes_have_its_title(package):
     release.release(package, "1.2.0", date(2026, 12, 1))
 
-    assert release.version_of(package) == (1, 2, 0)
+    assert release.version_of(package) == "1.2.0"
     told = (package / "CHANGELOG.md").read_text("utf-8")
     assert told == "# Changelog\n\n## Unreleased\n\n## 1.2.0, 2026-12-01\n\n- Boxes.\n"
     assert release.changes(package) == ""
 
 
 @pytest.mark.parametrize(
-    ("version", "told"), [("0.0.1", "later than 0.0.1"), ("1.0", "three numbers")]
+    ("version", "told"), [("0.0.1", "0.1.0, which is later than 0.0.1"), ("1.0", "three numbers")]
 )
 def test_a_version_that_cannot_be_is_refused_and_nothing_written(package, version, told):
     before = (package / "pyproject.toml").read_text("utf-8")
