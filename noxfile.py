@@ -60,9 +60,7 @@ def run_tests(session: nox.Session, *packages: str, also: tuple[str, ...] = ()) 
     tests = [f"packages/{package}/tests" for package in packages]
     modules = [import_name(package) for package in packages]
     everything = [*tests, *also, "--doctest-modules", "--pyargs", *modules]
-    outcomes = f"--junitxml={ROOT / '.cache' / 'tests.xml'}"  # for the feature matrix
-    arguments = session.posargs or ([*everything, outcomes] if also else everything)
-    session.run("python", "-m", "pytest", *arguments)
+    session.run("python", "-m", "pytest", *(session.posargs or everything))
 
 
 @nox.session
@@ -79,7 +77,8 @@ def tests(session: nox.Session) -> None:
     integrations = f"{wheel(session, 'pytree-core')}[integrations]"
     also = (integrations, "-r", "examples/requirements.txt")
     install(session, *PACKAGES, extras="[test]", also=also)
-    run_tests(session, *PACKAGES, also=("integration",))
+    outcomes = f"--junitxml={ROOT / '.cache' / 'tests.xml'}"  # for the feature matrix
+    run_tests(session, *PACKAGES, also=("integration", outcomes))
     run_tests_without_native_core(session)
 
 

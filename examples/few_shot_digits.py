@@ -13,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from diffopt_explicit import maml
 from diffopt_explicit.tasks import NWayKShot, Task
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 WAYS, SHOTS, QUERIES, TASKS_PER_STEP = 5, 1, 10, 3
+INNER_STEPS = 5
 CANVAS = 12  # pixels; the images have 8
 
 Function = Callable[[Tensor], Tensor]
@@ -58,6 +60,14 @@ def network() -> nn.Module:
         *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(1)),
         *(nn.Flatten(), nn.Linear(32, WAYS)),
     )
+
+
+def adapted(learner: maml.MetaLearner, task: Task) -> Function:
+    """The network after some steps on a task, as a function of what is learned."""
+    clone = learner.clone()
+    for _ in range(INNER_STEPS):
+        clone.adapt(cross_entropy(clone(task.support_x), task.support_y))
+    return clone
 
 
 def accuracy(adapt: Adapt, tasks: list[Task]) -> float:

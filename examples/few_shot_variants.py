@@ -25,19 +25,9 @@ from pathlib import Path
 
 import torch
 from diffopt_explicit import maml, sgd
-from diffopt_explicit.tasks import Task
-from few_shot_digits import Function, accuracy, digit_tasks, draw, meta_learn, network
-from torch.nn.functional import cross_entropy
+from few_shot_digits import accuracy, adapted, digit_tasks, draw, meta_learn, network
 
-INNER_STEPS, INNER_RATE, OUTER_RATE = 5, 0.5, 3e-3
-
-
-def adapted(learner: maml.MetaLearner, task: Task) -> Function:
-    """The network after some steps on a task, as a function of what is learned."""
-    clone = learner.clone()
-    for _ in range(INNER_STEPS):
-        clone.adapt(cross_entropy(clone(task.support_x), task.support_y))
-    return clone
+INNER_RATE, OUTER_RATE = 0.5, 3e-3
 
 
 def main() -> None:
