@@ -9,9 +9,9 @@ Shows: `unroll` with `Replay`, weights as `meta_params`, truncation and its bias
 
 Expected, in a minute: with weights learned through all steps 85 % of the test images are read
 right, with those learned through the last steps 87 %; trained on all images alike it is 65 %, and
-on the 100 alone 85 %. The exact gradient is the better one for what it is the gradient of: the loss
-on the 100 images falls to 0.10, and to 0.12 with truncation. But 500 weights can be fitted to 100
-images too well, and truncation, which is known to do well in this problem, keeps them from it.
+on the 100 alone 85 %. The exact gradient makes the loss on the 100 images smaller, 0.10 where
+truncation gets to 0.12. But 500 weights are fitted to them too well, from which truncation keeps
+them, and with 500 clean images it is no different. In `learned_schedule.py` the exact one wins.
 
 Source: Franceschi, Donini, Frasconi & Pontil, *Forward and reverse gradient-based hyperparameter
 optimization*, ICML 2017, section 5.1; Shaban, Cheng, Hatch & Boots, *Truncated back-propagation for
