@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,27 +21,25 @@ def run(command, folder):
     name, *options = command
     line = [sys.executable, "-W", "error", str(EXAMPLES / name), *options, "--results", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+    return done, folder
 
 
 @pytest.fixture(scope="module")
-def started(request, tmp_path_factory):
-    """The examples that were asked for, two at a time."""
-    here = [item for item in request.session.items if item.path == request.path]
-    commands = [item.callspec.params["example"] for item in here]
-    folders = {command: tmp_path_factory.mktemp("example") for command in commands}
-    with ThreadPoolExecutor(2) as pool:
-        yield {c: (pool.submit(run, c, folder), folder) for c, folder in folders.items()}
-        pool.shutdown(cancel_futures=True)
+def results(two_at_a_time, tmp_path_factory):
+    """What comes of the examples that were asked for."""
+    return two_at_a_time(
+        "example", lambda command: run(command, tmp_path_factory.mktemp("example"))
+    )
 
 
 @pytest.fixture
-def example(request, started):
+def example(request, results):
     """What an example printed, and the folder of its pictures."""
-    result, folder = started[request.param]
+    done, pictures = results[request.param].result()
 
-    assert result.result().returncode == 0, result.result().stderr
-    return result.result().stdout, folder
+    assert done.returncode == 0, done.stderr
+    return done.stdout, pictures
 
 
 def numbers(pattern, printed):

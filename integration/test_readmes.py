@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,9 @@ def run(page, folder):
 
 
 @pytest.fixture(scope="module")
-def results(request, tmp_path_factory):
-    """The pages that were asked for, two at a time: most of each is the import of torch."""
-    here = [item for item in request.session.items if item.path == request.path]
-    pages = [item.callspec.params["page"] for item in here if hasattr(item, "callspec")]
-    with ThreadPoolExecutor(2) as pool:
-        yield {page: pool.submit(run, page, tmp_path_factory.mktemp("page")) for page in pages}
-        pool.shutdown(cancel_futures=True)
+def results(two_at_a_time, tmp_path_factory):
+    """What comes of the pages that were asked for."""
+    return two_at_a_time("page", lambda page: run(page, tmp_path_factory.mktemp("page")))
 
 
 def test_every_readme_has_an_example():
