@@ -103,9 +103,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         left.semilogy(curve, label=f"through {way}")
         right.plot(losses, label=f"through {way}: {accuracies[-1]:.1%} on test images")
     left.set(xlabel="inner step", ylabel="learning rate", title="the learned schedule")
-    right.set(
-        xlabel="outer step", ylabel="loss on held-out images", title="what the outer loop minimizes"
-    )
+    right.set(xlabel="outer step", ylabel="loss on held-out images", ylim=(0, 1))
+    right.set_title("what the outer loop minimizes")
     left.legend()
     right.legend()
     figure.tight_layout()

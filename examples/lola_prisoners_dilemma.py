@@ -126,7 +126,7 @@ def draw(results: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
         xlabel="after (own, other)",
         title="cooperates (tit-for-tat: 1 1 0 1 0)",
     )
-    left.legend()
+    left.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
