@@ -5,16 +5,16 @@ image a class suffices to tell apart the digits 5-9, which it has never seen. MA
 through the steps of its inner loop. Implicit MAML holds the network near where it began by a
 penalty, trains to the minimum of that by whatever means, and differentiates the minimum: here
 L-BFGS goes on until hardly any gradient is left, and MINRES solves for the derivative to a
-thousandth. That there is a minimum with a derivative takes a smooth network: of hyperbolic tangents,
-means and soft maxima. The gradient through the steps of gradient descent on the same objective is
-put beside the implicit one at first, and comes to it as the steps become many.
+thousandth. That there is a minimum with a derivative takes a smooth network: of hyperbolic
+tangents, means and soft maxima. The gradient through the steps of gradient descent on the same
+objective is put beside the implicit one at first, and comes to it as the steps become many.
 
 Shows: `ImplicitModule`, which checks that the minimum is one; `unroll`, `MAML`, `NWayKShot`.
 
 Expected, in about two minutes: the gradient through 10 steps is tens of times its length away from
-the implicit one, that through 300 steps 0.2 %. After 100 meta-steps 42 %
-of the unseen digits are told apart by implicit MAML, from 22 %, and 26 % by MAML, whose five steps
-do not lead far in this network; chance is 20 %. (`few_shot_variants.py` has MAML at its best.)
+the implicit one, that through 300 steps 0.2 %. After 100 meta-steps implicit MAML tells apart 42 %
+of the unseen digits, from 22 %, and MAML 26 %, whose five steps do not lead far in this network;
+chance is 20 %. (`few_shot_variants.py` has MAML at its best.)
 
 Source: Rajeswaran, Finn, Kakade & Levine, *Meta-learning with implicit gradients*, NeurIPS 2019,
 algorithms 1 and 2. Data: scikit-learn's digits, 1,797 images of 8x8 pixels.
