@@ -148,14 +148,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build all sdists and wheels into dist/, and test each (or those named) alone."""
+    """Build all sdists and wheels (or those named, and what they need), and test each alone."""
     session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    for package in PACKAGES:
+    named = session.posargs or PACKAGES
+    for package in sorted({needed for name in named for needed in siblings(name)}):
         session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{package}")
     session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
-    for package in session.posargs or PACKAGES:
+    for package in named:
         home = Path(session.create_tmp()).resolve() / package
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(ROOT / "packages" / package / "tests", home / "tests")

@@ -10,7 +10,8 @@ Shows: `unroll` with `Replay`, a schedule whose parameters are learned, truncati
 
 Expected, in about a minute: 89 % of the test images are read right at first; with the gradient
 through all steps 95 %, by a rate forty times higher that falls at its end; with that of the last
-steps 92.5 %, by a rate that is what it was but at its end.
+steps 92.5 %, by a rate that is what it was but at its end. With two other seeds it is 96 % and 85,
+and 97 % and 94.
 
 Source: Maclaurin, Duvenaud & Adams, *Gradient-based hyperparameter optimization through
 reversible learning*, ICML 2015, section 3.1; Wu et al., *Understanding short-horizon bias in
