@@ -114,7 +114,7 @@ def draw(courses: dict[str, list[float]], logits: Tensor, path: Path) -> None:
         left.plot(values, marker="o", label=f"{name}: {values[STEPS]:.2f} after {STEPS} steps")
     left.axhline(BEST, color="gray", linestyle=":", label=f"straight to the goal: {BEST:.2f}")
     left.set(xlabel="steps of policy gradient", ylabel="return", xticks=range(STEPS + 2))
-    left.legend(loc="center right")
+    left.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     down, across = (logits.softmax(1) @ MOVES.float()).unbind(1)
     cells = torch.arange(CELLS)
     right.quiver(cells % SIZE, cells // SIZE, across, -down)

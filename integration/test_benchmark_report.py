@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,12 @@ def test_every_benchmark_with_results_has_a_section_and_its_setting(report, tmp_
     for line in page.splitlines():
         if line.startswith("!["):
             assert (tmp_path / line.rpartition("(")[2].rstrip(")")).exists(), line
+
+
+def test_a_page_of_other_results_shows_them_alone(report, tmp_path):
+    measured = next(path for path in RESULTS if path.stem == "viz")
+    (tmp_path / measured.name).write_text(measured.read_text())
+    report.write(tmp_path / "a" / "page", results=tmp_path)
+    page = (tmp_path / "a" / "page" / "benchmarks.md").read_text()
+
+    assert re.findall("`python benchmarks/(.*)`", page) == ["bench_viz.py"]
