@@ -7,7 +7,7 @@ from typing import Any
 import diffopt_kernels as dk
 import pytest
 import torch
-from diffopt_kernels import _launch, _step
+from diffopt_kernels import _fused, _launch, _step
 from torch import Tensor
 
 
@@ -130,16 +130,24 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> bool:
     if emulated:
         stream = SimpleNamespace(cuda_stream=0)
         monkeypatch.setattr(_launch, "is_on_cuda", lambda tensor: True)
+        none = SimpleNamespace(forward=lambda *_: None, vjp=lambda *_: None)
+        monkeypatch.setattr(_fused, "passes", none)
         monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     return emulated
+
+
+def compose(patch: pytest.MonkeyPatch) -> None:
+    """Let every step take the composed path."""
+    patch.setattr(_step, "step_at_once", lambda *_: None)
+    patch.setattr(_step, "look", lambda *_: None)
 
 
 @pytest.fixture(params=["fused", "composed"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test on both paths."""
     if request.param == "composed":
-        monkeypatch.setattr(_step, "look", lambda *_: None)
+        compose(monkeypatch)
     return request.param
 
 
@@ -150,7 +158,7 @@ def on_path(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def run(path: str, function: Callable[..., Any], *args: Any) -> Any:
         with monkeypatch.context() as patch:
             if path == "composed":
-                patch.setattr(_step, "look", lambda *_: None)
+                compose(patch)
             return function(*args)
 
     return run

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_kernels import _native
 from diffopt_kernels._native import Found
 from diffopt_kernels._rule import Call, Rule
 
@@ -33,22 +32,18 @@ def check(
     """Return the call, its flat inputs, and where they lie if they may take the fused path.
 
     Raises what is wrong with the arguments. Tensors that may take it are known to be right, and
-    are not looked at a second time: that would be a good part of a small step.
+    are not looked at a second time.
     """
-    hyper: tuple[Any, ...] = (*numbers, weight_decay)
-    compiling = torch.compiler.is_compiling()
-    plain = not compiling and _native.are_plain(hyper, rule.bounds)  # nearly always, and fast
-    if not plain:
-        each = zip(rule.names, hyper, rule.bounds, strict=True)
-        hyper = tuple(check_number(name, value, below, grads) for name, value, below in each)
-        plain = all(type(x) is float for x in hyper)
+    each = zip(rule.names, (*numbers, weight_decay), rule.bounds, strict=True)
+    hyper = tuple(check_number(name, value, below, grads) for name, value, below in each)
+    plain = all(type(x) is float for x in hyper)
     has_params = is_on(hyper[-1])
     if has_params and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
 
     columns = (grads, *states) if params is None else (grads, *states, params)
     learned = [] if plain else [x for x in hyper if isinstance(x, Tensor)]
-    found = None if compiling else look(columns, learned)
+    found = look(columns, learned)
     if found is None:
         names = ("grads", *rule.states[variant], "params")
         check_tensors(dict(zip(names, columns, strict=False)))

@@ -29,6 +29,38 @@ def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> None:
             x.copy_(y)
 
 
+def vjp(
+    call: Call,
+    inputs: tuple[Any, ...],
+    cotangents: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the cotangents of inputs where needed, with a graph if one is asked for."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, because one input may be computed from another (a moment from a gradient): asked
+        # for the inputs themselves, autograd would follow that path too and count it twice.
+        aliases = tuple(x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True))
+        outputs = step(call, aliases)
+        pairs = [
+            (output, cotangent)
+            for output, cotangent in zip(outputs, cotangents, strict=True)
+            if cotangent is not None and output.requires_grad
+        ]
+        if not pairs:
+            return [None] * len(inputs)
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in pairs],
+                [alias for alias, need in zip(aliases, needed, strict=True) if need],
+                [cotangent for _, cotangent in pairs],
+                create_graph=create_graph,
+                allow_unused=True,
+            )
+        )
+    return [next(found) if need else None for need in needed]
+
+
 def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
     numbers, columns = split(call, inputs)
     rows = zip(*[_for_each(widest(x), len(call.steps)) for x in numbers], strict=True)

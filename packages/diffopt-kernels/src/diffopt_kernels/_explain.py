@@ -7,12 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from diffopt_kernels import _native
 from diffopt_kernels._native import Found
 
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _TYPES = (Tensor, torch.nn.Parameter)
+_is_transforming = torch._C._are_functorch_transforms_active
+_count_modes = torch._C._len_torch_dispatch_stack
+_tracing_state = torch._C._get_tracing_state
 locate = _native.Looker(
     _TYPES, tuple(DTYPES), getattr(Tensor, "__dlpack_c_exchange_api__", None)
 )  # in torch since 2.10
@@ -28,9 +32,25 @@ def _cuda_obstacle(index: int) -> str:
     return why and f"{why} (built for {_native.cuda_architectures})"
 
 
+def ambient_obstacle() -> str:
+    """Return what is against the fused path whatever the tensors are; nothing if nothing is."""
+    if is_compiling():
+        return "torch.compile is tracing, and fuses the composed operations itself"
+    if _is_transforming():
+        return "a function transform of torch.func is active"
+    if forward_ad._current_level >= 0:
+        return "a forward-mode differentiation level is active"
+    if _count_modes() > 0:
+        return "a dispatch mode is active, which must see every operation"
+    if _tracing_state() is not None:
+        return "torch.jit.trace is recording"
+    return ""
+
+
 def obstacles(tensors: Sequence[Any]) -> Iterator[str]:
     """Yield each reason against the fused path."""
-    yield from _ambient_obstacles()
+    if why := ambient_obstacle():
+        yield why
     if not tensors:
         return
     first = tensors[0]
@@ -63,7 +83,7 @@ def look(
     They must where they do not match each other or are no such lists, too. The `numbers` are those
     hyperparameters that are tensors. Lists after the first `complete` ones may hold None.
     """
-    if next(_ambient_obstacles(), None) is not None:
+    if ambient_obstacle():
         return None
     found = locate(columns, len(columns) if complete is None else complete)
     if found is None or (found.gpu >= 0 and _cuda_obstacle(found.gpu)):
@@ -125,19 +145,6 @@ def build_info() -> dict[str, Any]:
         "openmp": _native.openmp,
         "cuda_architectures": [name for name in _native.cuda_architectures.split(", ") if name],
     }
-
-
-def _ambient_obstacles() -> Iterator[str]:
-    if torch.compiler.is_compiling():
-        yield "torch.compile is tracing, and fuses the composed operations itself"
-    if torch._C._are_functorch_transforms_active():
-        yield "a function transform of torch.func is active"
-    if forward_ad._current_level >= 0:
-        yield "a forward-mode differentiation level is active"
-    if torch._C._len_torch_dispatch_stack() > 0:
-        yield "a dispatch mode is active, which must see every operation"
-    if torch._C._get_tracing_state() is not None:
-        yield "torch.jit.trace is recording"
 
 
 def _what_is(tensor: Tensor) -> str:

@@ -9,19 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_kernels import _composed, _launch
-from diffopt_kernels._explain import locate, look
+from diffopt_kernels import _composed, _launch, _native
+from diffopt_kernels._explain import ambient_obstacle, locate, look
 from diffopt_kernels._launch import in_one_order
 from diffopt_kernels._native import Found
 from diffopt_kernels._rule import Call, Rule
 
+passes = _native.Passes(locate, torch.empty_like)
 _requires_grad = operator.attrgetter("requires_grad")
 
 # NOTE [addresses and Dynamo]
 # Traced code drops a tensor once its address is taken, and the kernel would then write into
 # freed memory. A call that torch.compile traces takes the composed path, but Dynamo also enters
 # frames below a graph break, such as that of a backward pass. Hence `untraced` around every
-# function that takes an address; these functions hold the tensors until the kernel returns.
+# function that takes an address; these functions hold the tensors until the kernel returns. (From
+# `passes` no address comes out.)
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,15 +41,53 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def step(call: Call, inputs: tuple[Any, ...], found: Found) -> list[Tensor]:
-    """Return the updates, then each column of new states, of inputs that lie as `found`."""
-    width = call.width
-    numbers, arrays = inputs[:width], inputs[width:]
-    learned = () if call.plain else [x for x in numbers if isinstance(x, Tensor)]
-    if torch.is_grad_enabled() and any(map(_requires_grad, (*arrays, *learned))):
-        known = numbers if call.plain else [None if isinstance(x, Tensor) else x for x in numbers]
-        return list(_apply(call.rule)(call, found, known, *learned, *arrays))
-    return _forward(call, numbers, arrays, found)
+def step_at_once(
+    rule: Rule,
+    variant: int,
+    columns: tuple[Any, ...],
+    steps: int | Sequence[int],
+    numbers: tuple[Any, ...],
+    decoupled: bool,
+    maximize: bool,
+) -> Sequence[Tensor] | None:
+    """Return the updates, then each column of new states, if one native call can do all.
+
+    It tells whether the arguments are right and the tensors contiguous on the CPU.
+    """
+    if ambient_obstacle():
+        return None
+    made = passes.forward(
+        rule.code, variant, decoupled, maximize, numbers, rule.bounds, columns, steps,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if made is None:
+        return None
+    decay, plain, steps, sizes, arrays, outputs = made
+    call = Call(rule, variant, steps, decay, maximize, plain)
+    return _recorded(call, sizes, numbers, arrays, outputs)
+
+
+def step(call: Call, inputs: tuple[Any, ...], found: Found) -> Sequence[Tensor]:
+    """Return the same of any inputs that lie as `found`."""
+    numbers, arrays = inputs[: call.width], inputs[call.width :]
+    outputs = _forward(call, numbers, arrays, found)
+    return _recorded(call, tuple(found.sizes), numbers, arrays, outputs)
+
+
+def _recorded(
+    call: Call,
+    sizes: tuple[int, ...],
+    numbers: tuple[Any, ...],
+    arrays: tuple[Tensor, ...],
+    outputs: tuple[Tensor, ...],
+) -> Sequence[Tensor]:
+    """Return the outputs, by a node that gives their derivatives if there are any."""
+    learned = () if call.plain else tuple(x for x in numbers if isinstance(x, Tensor))
+    tensors = (*learned, *arrays)
+    if not (torch.is_grad_enabled() and any(map(_requires_grad, tensors))):
+        return outputs
+    known = tuple(None if isinstance(x, Tensor) else x for x in numbers) if learned else numbers
+    return _apply(call.rule)((call, sizes, known), outputs, *tensors)
 
 
 @untraced
@@ -77,25 +117,30 @@ class _FusedStep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, call: Call, found: Found, known: Sequence[Any], *tensors: Tensor
+        ctx: Any, told: tuple[Any, ...], outputs: tuple[Tensor, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.call = call
-        ctx.known = known
-        ctx.sizes = found.sizes
+        # Computed before, without this frame and what torch does around it.
+        ctx.told = told
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
-        numbers, arrays = _merged(known, tensors)
-        outputs = _forward(call, numbers, arrays, found)
-        of_numbers, of_arrays = _merged_needs(call, known, ctx.needs_input_grad[3:])
-        first = tuple(step == 1 for step in call.steps)
-        constant = _constant(call.rule, call.variant, call.decay, first, of_numbers, of_arrays)
-        if constant:
+        needed = ctx.needs_input_grad[2:]
+        if not all(needed) and (constant := _constant(told[0], told[2], needed)):
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
-        return tuple(outputs)
+        return outputs
 
     @staticmethod
+    @untraced
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        return (None, None, None, *_backward(ctx, cotangents))
+        (call, sizes, known), tensors = ctx.told, ctx.saved_tensors
+        if not torch.is_grad_enabled() and not ambient_obstacle():
+            results = passes.vjp(
+                call.rule.code, call.variant, call.decay, call.maximize, known, call.steps, sizes,
+                tensors, cotangents, ctx.needs_input_grad, torch.get_num_threads(),
+            )  # fmt: skip
+            if results is not None:
+                return results
+        needed = ctx.needs_input_grad[2:]
+        return (None, None, *_backward(call, sizes, known, tensors, cotangents, needed))
 
 
 @functools.cache
@@ -110,7 +155,7 @@ def _apply(rule: Rule) -> Callable[..., Any]:
 @untraced
 def _forward(
     call: Call, numbers: Sequence[Any], arrays: Sequence[Tensor], found: Found
-) -> list[Tensor]:
+) -> tuple[Tensor, ...]:
     count = len(call.steps)
     likes = [*arrays[:count]]
     if not found.contiguous:
@@ -118,29 +163,33 @@ def _forward(
         found = _located(arrays, count)
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
-    outputs = list(map(torch.empty_like, likes * (1 + call.depth)))
+    outputs = tuple(map(torch.empty_like, likes * (1 + call.depth)))
     _launch.forward(call, numbers, found, False, outputs)
     return outputs
 
 
-@untraced
-def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-    call, tensors = ctx.call, ctx.saved_tensors
-    numbers, arrays = _merged(ctx.known, tensors)
+def _backward(
+    call: Call,
+    sizes: tuple[int, ...],
+    known: Sequence[Any],
+    tensors: tuple[Tensor, ...],
+    cotangents: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    numbers, arrays = _merged(known, tensors)
     learned = tensors[: len(tensors) - len(arrays)]
-    needed = ctx.needs_input_grad[3:]
     found = None
     if not torch.is_grad_enabled():
-        columns = (*_columns(arrays, len(ctx.sizes)), *_columns(cotangents, len(ctx.sizes)))
+        columns = (*_columns(arrays, len(sizes)), *_columns(cotangents, len(sizes)))
         found = look(columns, learned, len(columns) - 1 - call.depth)
     # Hooks on saved tensors and on gradients may have put anything in their places.
-    sizes = found.sizes if found else [x.numel() for x in arrays]
-    if sizes != ctx.sizes * (len(sizes) // len(ctx.sizes)):
+    given = tuple(found.sizes if found else [x.numel() for x in arrays])
+    if given != sizes * (len(given) // len(sizes)):
         raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
     if found is None:
         inputs = (*numbers, *arrays)
-        of_numbers, of_arrays = _merged_needs(call, ctx.known, needed)
-        results = _composed_vjp(call, inputs, cotangents, (*of_numbers, *of_arrays))
+        of_numbers, of_arrays = _merged_needs(call, known, needed)
+        results = _composed.vjp(call, inputs, cotangents, (*of_numbers, *of_arrays))
         return [r for r, x in zip(results, inputs, strict=True) if isinstance(x, Tensor)]
     return _vjp(call, numbers, arrays, cotangents, needed, found)
 
@@ -212,51 +261,13 @@ def _merged_needs(call: Call, known: Sequence[Any], needed: Sequence[bool]) -> t
     return tuple(of_numbers), of_arrays
 
 
-def _composed_vjp(
-    call: Call,
-    inputs: tuple[Any, ...],
-    cotangents: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases, because one input may be computed from another (a moment from a gradient): asked
-        # for the inputs themselves, autograd would follow that path too and count it twice.
-        aliases = tuple(x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True))
-        outputs = _composed.step(call, aliases)
-        pairs = [
-            (output, cotangent)
-            for output, cotangent in zip(outputs, cotangents, strict=True)
-            if cotangent is not None and output.requires_grad
-        ]
-        if not pairs:
-            return [None] * len(inputs)
-        found = iter(
-            torch.autograd.grad(
-                [output for output, _ in pairs],
-                [alias for alias, need in zip(aliases, needed, strict=True) if need],
-                [cotangent for _, cotangent in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if need else None for need in needed]
-
-
-@functools.lru_cache
-def _constant(
-    rule: Rule,
-    variant: int,
-    decay: int,
-    first: tuple[bool, ...],
-    of_numbers: tuple[bool, ...],
-    of_arrays: tuple[bool, ...],
-) -> list[int]:
+def _constant(call: Call, known: Sequence[Any], needed: tuple[bool, ...]) -> list[int]:
     """Return the places of outputs that no input that requires grad enters."""
-    count = len(first)
+    count = len(call.steps)
+    of_numbers, of_arrays = _merged_needs(call, known, needed)
     constant = []
-    for i, (is_first, *row) in enumerate(zip(first, *_columns(of_arrays, count), strict=True)):
-        kind = (rule, variant, decay, is_first, of_numbers, tuple(row))
+    for i, (step, *row) in enumerate(zip(call.steps, *_columns(of_arrays, count), strict=True)):
+        kind = (call.rule, call.variant, call.decay, step == 1, of_numbers, tuple(row))
         constant += [k * count + i for k in _constant_of_one(*kind)]
     return constant
 

@@ -57,7 +57,7 @@ def _run(
     outputs: Sequence[Tensor | None],
 ) -> None:
     request = (
-        _native.rules[call.rule.name][0],
+        call.rule.code,
         call.variant,
         call.decay,
         call.maximize,

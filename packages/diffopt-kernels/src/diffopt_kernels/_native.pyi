@@ -1,12 +1,15 @@
 """The native loops. The arrays they read and write are dense and in one common order.
 
-Every function that computes takes the inputs as they were found (first those of the step, then,
+Every function of the module takes the inputs as they were found (first those of the step, then,
 for a vector-Jacobian product, the cotangents), the addresses of the outputs, 0 for none, and the
 hyperparameters with weight decay as the last: once, or one row after another for each tensor. Sums
 are rows of float64, one for each hyperparameter, with a sum for each tensor.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
 
 version: str
 compiler: str
@@ -56,8 +59,59 @@ class Looker:
         row: of one of the `types`, not lazily negated, with an address.
         """
 
-def are_plain(numbers: tuple[object, ...], bounds: tuple[float, ...], /) -> bool:
-    """Return whether all are floats of at least 0 and less than their bounds."""
+class Passes:
+    """Both passes of a step in one call each, from tensors to tensors, for the usual case.
+
+    That is: tensors which are contiguous and on the CPU, and hyperparameters of which each is one
+    number for all, a float or a 0-d tensor. (`numbers` are hyperparameters with weight decay as the
+    last.) Otherwise both return None, as they do where an argument is wrong, and nothing has
+    happened. No address leaves them.
+    """
+
+    def __init__(self, looker: Looker, empty_like: Callable[[Tensor], Tensor], /) -> None: ...
+    def forward(
+        self,
+        rule: int,
+        variant: int,
+        decoupled: bool,
+        maximize: bool,
+        numbers: tuple[Any, ...],
+        bounds: tuple[float, ...],
+        columns: tuple[Any, ...],
+        steps: Any,
+        threads: int,
+        /,
+    ) -> (
+        tuple[int, bool, tuple[int, ...], tuple[int, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+        | None
+    ):
+        """Take a step of lists of gradients, states and, where there is decay, parameters.
+
+        Returns where weight decay enters, whether all numbers are floats, a step and a size for
+        each row, the inputs in a row, and the outputs. Floats are at least 0 and less than their
+        bounds.
+        """
+    def vjp(
+        self,
+        rule: int,
+        variant: int,
+        decay: int,
+        maximize: bool,
+        numbers: tuple[Any, ...],
+        steps: tuple[int, ...],
+        sizes: tuple[int, ...],
+        tensors: tuple[Tensor, ...],
+        cotangents: Sequence[Tensor | None],
+        needed: tuple[bool, ...],
+        threads: int,
+        /,
+    ) -> tuple[Tensor | None, ...] | None:
+        """Take its vector-Jacobian product.
+
+        The `tensors` are, one after the other, those that stand for each of `numbers` that is
+        None, and the inputs. They come last in `needed`, as in what an autograd function has been
+        given, and so they do in what is returned.
+        """
 
 def forward(
     rule: int,

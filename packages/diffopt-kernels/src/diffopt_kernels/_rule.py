@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from diffopt_kernels import _native
+
 
 @dataclass(frozen=True, eq=False)
 class Rule:
@@ -21,6 +23,11 @@ class Rule:
     states: tuple[tuple[str, ...], ...]  # the state columns of each variant
     # (variant, step, numbers, gradient, states) to the update and the new states
     formula: Callable[[int, int, Sequence[Any], Tensor, list[Tensor]], tuple[Tensor, ...]]
+
+    @cached_property
+    def code(self) -> int:
+        """What the native part knows it by."""
+        return _native.rules[self.name][0]
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffopt_kernels import _composed, _fused
 from diffopt_kernels._check import Number, check
 from diffopt_kernels._explain import look
+from diffopt_kernels._fused import step_at_once
 from diffopt_kernels._rule import Rule
 
 Columns = Sequence[Any]  # of lists of tensors, which `check` makes sure of
@@ -26,15 +27,19 @@ def step(
     maximize: bool,
 ) -> list[list[Tensor]]:
     """Return the updates and each column of new states."""
-    call, inputs, found = check(
-        rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
-        look,
-    )  # fmt: skip
+    columns = (grads, *states) if params is None else (grads, *states, params)
+    hyper = (*numbers, weight_decay)
+    outputs = step_at_once(rule, variant, columns, steps, hyper, decoupled, maximize)
+    if outputs is None:
+        call, inputs, found = check(
+            rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
+            look,
+        )  # fmt: skip
+        if not grads:
+            return [[] for _ in range(1 + len(states))]
+        outputs = _fused.step(call, inputs, found) if found else _composed.step(call, inputs)
     count = len(grads)
-    if count == 0:
-        return [[] for _ in range(1 + len(states))]
-    outputs = _fused.step(call, inputs, found) if found else _composed.step(call, inputs)
-    return [outputs[k : k + count] for k in range(0, len(outputs), count)]
+    return [list(outputs[k : k + count]) for k in range(0, len(outputs), count)]
 
 
 def step_(

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -15,7 +16,9 @@ namespace diffopt {
 namespace {
 
 /// Not an error of the caller's: these are no plain tensors.
-struct NotPlain {};
+struct NotPlain : std::invalid_argument {
+    NotPlain() : std::invalid_argument("no plain tensor") {}
+};
 
 void require(bool plain) {
     if (!plain) throw NotPlain();
@@ -46,31 +49,16 @@ py::object call(PyObject *object, const py::str &name) {
 
 bool is_true(const py::object &object) { return object.ptr() == Py_True; }
 
-/// What one tensor is.
-struct View {
-    std::uintptr_t address;
-    int device;
-    Dtype dtype;
-    std::vector<std::int64_t> shape;
-    bool contiguous;
-
-    std::int64_t size() const {
-        std::int64_t product = 1;
-        for (const auto extent : shape) product *= extent;
-        return product;
+template <typename Strides>
+bool are_contiguous(const std::vector<std::int64_t> &shape, const Strides &strides) {
+    bool contiguous = true;
+    std::int64_t expected = 1;
+    for (std::size_t k = shape.size(); k-- > 0;) {
+        contiguous = contiguous && (shape[k] == 1 || strides[k] == expected);
+        expected *= shape[k];
     }
-
-    template <typename Strides>
-    void set_contiguous(const Strides &strides) {
-        contiguous = true;
-        std::int64_t expected = 1;
-        for (std::size_t k = shape.size(); k-- > 0;) {
-            contiguous = contiguous && (shape[k] == 1 || strides[k] == expected);
-            expected *= shape[k];
-        }
-        contiguous = contiguous || expected == 0;
-    }
-};
+    return contiguous || expected == 0;
+}
 
 Dtype dtype_of(const dlpack::DataType &given) {
     require(given.lanes == 1);
@@ -89,8 +77,7 @@ void read(PyObject *tensor, const dlpack::Exchange &exchange, View &view) {
     view.device = found.device.type == dlpack::cpu ? Found::on_cpu : found.device.index;
     view.dtype = dtype_of(found.dtype);
     view.shape.assign(found.shape, found.shape + found.dimensions);
-    view.contiguous = true;
-    if (found.strides) view.set_contiguous(found.strides);
+    view.contiguous = !found.strides || are_contiguous(view.shape, found.strides);
     view.address = reinterpret_cast<std::uintptr_t>(found.data) + found.byte_offset;
 }
 
@@ -110,7 +97,7 @@ void read(PyObject *tensor, const py::tuple &dtypes, View &view) {
     std::vector<std::int64_t> strides;
     for (const auto &stride : py::tuple(call(tensor, name.stride)))
         strides.push_back(stride.cast<std::int64_t>());
-    view.set_contiguous(strides);
+    view.contiguous = are_contiguous(view.shape, strides);
     view.address = call(tensor, name.data_ptr).cast<std::uintptr_t>();
 }
 
@@ -149,10 +136,52 @@ bool is_one_of(PyObject *type, const py::tuple &types) {
     return false;
 }
 
+/// What is looked for, or nothing where it is not plain.
+template <typename Look>
+auto if_plain(Look look) -> std::optional<decltype(look())> {
+    try {
+        return look();
+    } catch (const NotPlain &) {
+        return std::nullopt;
+    } catch (const py::error_already_set &) {  // of a wrapper that has no memory, say
+        return std::nullopt;
+    }
+}
+
 }  // namespace
+
+std::int64_t View::size() const {
+    std::int64_t product = 1;
+    for (const auto extent : shape) product *= extent;
+    return product;
+}
+
+py::tuple flatten(const py::tuple &columns) {
+    const auto null = py::reinterpret_steal<py::tuple>(nullptr);
+    Py_ssize_t rows = -1;
+    for (const auto &column : columns) {
+        if (!PyList_Check(column.ptr()) && !PyTuple_Check(column.ptr())) return null;
+        if (rows < 0) rows = PySequence_Fast_GET_SIZE(column.ptr());
+        if (PySequence_Fast_GET_SIZE(column.ptr()) != rows) return null;
+    }
+    py::tuple flat(columns.empty() ? 0 : rows * columns.size());
+    Py_ssize_t place = 0;
+    for (const auto &column : columns)
+        for (Py_ssize_t i = 0; i < rows; ++i)
+            PyTuple_SET_ITEM(flat.ptr(), place++,
+                             Py_NewRef(PySequence_Fast_GET_ITEM(column.ptr(), i)));
+    return flat;
+}
+
+std::vector<PyObject *> items(const py::tuple &tuple) {
+    std::vector<PyObject *> found(tuple.size());
+    for (std::size_t i = 0; i < found.size(); ++i) found[i] = PyTuple_GET_ITEM(tuple.ptr(), i);
+    return found;
+}
 
 Looker::Looker(py::tuple types, py::tuple dtypes, const py::object &exchange)
     : types_(std::move(types)), dtypes_(std::move(dtypes)) {
+    is_neg_ = py::object(types_[0]).attr(names().is_neg);  // once: to find it takes half of a call
     if (exchange.is_none()) return;
     const auto *given = static_cast<const dlpack::Exchange *>(
         PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
@@ -161,38 +190,54 @@ Looker::Looker(py::tuple types, py::tuple dtypes, const py::object &exchange)
     if (given && given->major == 1 && given->describe) exchange_ = given;
 }
 
-std::optional<Found> Looker::operator()(const py::tuple &columns, std::size_t complete) const {
-    Columns all;
-    View view;
-    try {
-        Py_ssize_t rows = -1;
-        std::size_t place = 0;
-        for (const auto &column : columns) {
-            require(PyList_Check(column.ptr()) || PyTuple_Check(column.ptr()));
-            const bool is_first = rows < 0, may_lack = place++ >= complete;
-            if (is_first) rows = PySequence_Fast_GET_SIZE(column.ptr());
-            require(rows > 0 && PySequence_Fast_GET_SIZE(column.ptr()) == rows);
-            for (Py_ssize_t i = 0; i < rows; ++i) {
-                PyObject *tensor = PySequence_Fast_GET_ITEM(column.ptr(), i);
-                if (may_lack && tensor == Py_None) {
-                    all.add_absent();
-                    continue;
-                }
-                require(is_one_of(reinterpret_cast<PyObject *>(Py_TYPE(tensor)), types_));
-                require(!is_true(call(tensor, names().is_neg)));
-                if (exchange_)
-                    read(tensor, *exchange_, view);
-                else
-                    read(tensor, dtypes_, view);
-                all.add(view, i, is_first);
+void Looker::describe(PyObject *tensor, View &view) const {
+    require(is_one_of(reinterpret_cast<PyObject *>(Py_TYPE(tensor)), types_));
+    if (exchange_)
+        read(tensor, *exchange_, view);
+    else
+        read(tensor, dtypes_, view);
+}
+
+void Looker::look_at(PyObject *tensor, View &view) const {
+    describe(tensor, view);
+    require(!is_true(steal(PyObject_Vectorcall(is_neg_.ptr(), &tensor, 1, nullptr))));
+}
+
+std::optional<View> Looker::look_at(PyObject *tensor) const {
+    return if_plain([&] {
+        View view;
+        look_at(tensor, view);
+        return view;
+    });
+}
+
+std::optional<Found> Looker::look(const std::vector<PyObject *> &flat, std::size_t rows,
+                                  std::size_t complete, bool anywhere) const {
+    return if_plain([&] {
+        Columns all;
+        View view;
+        for (std::size_t i = 0; i < flat.size(); ++i) {
+            if (flat[i] == Py_None && i >= complete * rows) {
+                all.add_absent();
+                continue;
             }
+            look_at(flat[i], view);
+            if (!anywhere) require(view.device == Found::on_cpu && view.contiguous);
+            all.add(view, i % rows, i < rows);
         }
-    } catch (const NotPlain &) {
-        return std::nullopt;
-    } catch (const py::error_already_set &) {  // of a wrapper that has no memory, say
-        return std::nullopt;
-    }
-    return std::move(all.found);
+        return std::move(all.found);
+    });
+}
+
+std::optional<Found> Looker::operator()(const py::tuple &columns, std::size_t complete) const {
+    const auto held = flatten(columns);
+    if (!held || held.empty()) return std::nullopt;
+    return look(items(held), held.size() / columns.size(), complete, true);
+}
+
+std::optional<Found> Looker::look_on_cpu(const std::vector<PyObject *> &flat, std::size_t rows,
+                                         std::size_t complete) const {
+    return look(flat, rows, complete, false);
 }
 
 }  // namespace diffopt

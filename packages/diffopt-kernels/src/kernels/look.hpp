@@ -2,25 +2,32 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "call.hpp"
 #include "dlpack.hpp"
+#include "request.hpp"
 
 namespace diffopt {
 
-/// What lists of tensors have in common, and where they lie: one list after the other.
-struct Found {
-    static constexpr int on_cpu = -1;
+/// What one tensor is.
+struct View {
+    std::uintptr_t address;
+    int device;
+    Dtype dtype;
+    std::vector<std::int64_t> shape;
+    bool contiguous;
 
-    std::vector<std::int64_t> sizes;        // of the first list
-    std::vector<std::uintptr_t> addresses;  // 0 for what is absent
-    int device = on_cpu;                    // or the index of a GPU
-    Dtype dtype = Dtype::float64;
-    bool contiguous = true, complete = true;  // all of them; none is absent
+    std::int64_t size() const;
 };
+
+/// The tensors of lists, one list after the other; null unless these are lists of one length.
+pybind11::tuple flatten(const pybind11::tuple &columns);
+
+/// What a tuple holds.
+std::vector<PyObject *> items(const pybind11::tuple &tuple);
 
 /// Tells what the loops must know of tensors that are plain memory: see _native.pyi.
 class Looker {
@@ -29,8 +36,24 @@ class Looker {
 
     std::optional<Found> operator()(const pybind11::tuple &columns, std::size_t complete) const;
 
+    /// The same of lists of `rows` tensors in a row, which the caller holds, where all of them are
+    /// on the CPU and contiguous. (Else soon nothing, because something else must look again.)
+    std::optional<Found> look_on_cpu(const std::vector<PyObject *> &flat, std::size_t rows,
+                                     std::size_t complete) const;
+
+    /// One tensor, or nothing if it is not plain memory.
+    std::optional<View> look_at(PyObject *tensor) const;
+
+    /// One that is known to be no lazy negation. Throws if it is not plain memory.
+    void describe(PyObject *tensor, View &view) const;
+
    private:
+    std::optional<Found> look(const std::vector<PyObject *> &flat, std::size_t rows,
+                              std::size_t complete, bool anywhere) const;
+    void look_at(PyObject *tensor, View &view) const;
+
     pybind11::tuple types_, dtypes_;
+    pybind11::object is_neg_;
     const dlpack::Exchange *exchange_ = nullptr;  // null: tensors are asked by their attributes
 };
 
