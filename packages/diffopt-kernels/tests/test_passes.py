@@ -116,13 +116,17 @@ def test_at_once_gives_the_bits_of_step_by_step(case, dtype, unused, monkeypatch
     def results():
         learned = {k: torch.tensor(x, requires_grad=True) for k, x in numbers.items()}
         grads, *states, params = ([x.clone().requires_grad_() for x in c] for c in columns)
-        outputs = case.step(grads, states, [1, 2, 3, 4], learned, params=params)
+        outputs = case.step(grads, states, 3, learned, params=params)
         used = [t for c in outputs for i, t in enumerate(c) if i not in unused]
         inputs = [*learned.values(), *(t for c in (grads, *states, params) for t in c)]
         cotangents = [t.detach().sin() for t in used]
         return *used, *torch.autograd.grad(used, inputs, cotangents, allow_unused=True)
 
+    said = []
+    monkeypatch.setattr(_fused, "passes", spied(said))
     at_once = results()
+    assert len(said) == 2
+    assert all(said)
     monkeypatch.setattr(_fused, "passes", SimpleNamespace(forward=none, vjp=none))
     for a, b in zip(at_once, results(), strict=True):
         assert (a is None) == (b is None)
@@ -131,6 +135,28 @@ def test_at_once_gives_the_bits_of_step_by_step(case, dtype, unused, monkeypatch
 
 def none(*_):
     return None
+
+
+def spied(said):
+    """Passes that note whether they took a call."""
+
+    def note(function):
+        def call(*arguments):
+            result = function(*arguments)
+            said.append(result is not None)
+            return result
+
+        return call
+
+    return SimpleNamespace(forward=note(_fused.passes.forward), vjp=note(_fused.passes.vjp))
+
+
+def test_each_tensor_has_its_own_step():
+    both = forward(steps=[2, 9])[-1]
+    first, second = forward(steps=2)[-1], forward(steps=9)[-1]
+    assert torch.equal(both[0], first[0])
+    assert torch.equal(both[1], second[1])
+    assert not torch.equal(first[1], second[1])
 
 
 def test_only_what_needs_a_derivative_gets_one():
