@@ -335,6 +335,11 @@ def test_simplex_walks_are_those_of_scipy_with_adaptive_coefficients(count):
     assert state.num_fun_eval == theirs.nfev
 
 
+def test_the_error_of_a_simplex_is_its_extent_in_corners_or_values():
+    error = lambda slope: NelderMead(lambda x: slope * x).init_state(0 * ONE).error
+    assert_close((error(1e-3), error(1e3)), (0.1 * ONE, 100 * ONE))
+
+
 def test_simplex_walks_shrink_and_take_values_that_are_none_for_the_worst():
     spike = lambda x: x.abs().sum().sqrt() + 0.1 * (40 * x).cos().sum()
     counted = Counted(spike)
