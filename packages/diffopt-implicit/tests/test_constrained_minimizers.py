@@ -242,6 +242,12 @@ def test_lbfgsb_ends_at_known_minimizers_beside_scipy_with_active_bounds_exact(p
     assert state.num_fun_eval < 2 * theirs.state.num_fun_eval
 
 
+def test_elements_held_near_a_bound_go_on_to_it():
+    fun = lambda x: 1e-4 * x[0] + (x[1] - 3) ** 2
+    x = LBFGSB(fun, tol=1e-8, on_failure="raise").run(tensor(1e-4, 0.0), (0.0, 10.0)).params
+    assert_close(x, tensor(0.0, 3.0), rtol=0, atol=0)
+
+
 def test_bounds_may_be_trees_and_infinite():
     fun = lambda p, y: (p["a"] - y).square().sum() + (p["b"] + 2).square()
     start = {"a": torch.ones(2).double(), "b": 3 * ONE}
