@@ -69,24 +69,74 @@ class Compiled:
             return Recorded().take(loss, params, arguments, aux=aux, create_graph=create_graph)
         with_aux = loss if aux else with_nothing(loss)
         whole = Whole(with_aux, params, arguments, ())
-        work = _CompiledWhole(_graphs(_code(loss), self.dynamic, self.backend), with_aux, whole)
-        value, extra, grads = work.first(loss)
-        return whole.attached(work, value, extra, grads, create_graph=create_graph)
+        graphs = graphs_of(code_of(loss), self.dynamic, self.backend)
+        work = CompiledWork(graphs, _Gradient(with_aux), whole)
+        value, grads, extra = work.first()
+        for leaf in work.found:
+            raise ValueError(
+                f"The loss closes over {_name(loss, leaf)}, which requires grad, so a compiled "
+                "derivative would miss it. Pass it by `meta_params` or `batches`, detach it, or "
+                "use `Recomputed()`."
+            )
+        return whole.attached(work, value, extra, tree_leaves(grads), create_graph=create_graph)
 
 
-class _Graphs(NamedTuple):
-    """The two functions that are compiled for a loss."""
+def value_and_gradient(
+    loss: Any, params: Tree, arguments: tuple[Tree, ...]
+) -> tuple[Tensor, Any, Tree]:
+    """Call ``loss(params, *arguments) -> (loss, aux)``; return both and the gradient."""
+    return by_transform(loss, params, arguments, create_graph=True)
 
-    gradient: Callable[..., Any]
+
+@dataclass
+class _Gradient:
+    """A loss, its gradient, and what it returns besides."""
+
+    loss: Callable[..., Any]
+
+    def __call__(self, given: tuple[Tree, tuple[Tree, ...]]) -> tuple[Tensor, Tree, Any]:
+        value, extra, grads = value_and_gradient(self.loss, *given)
+        return value, grads, extra
+
+
+Traced = Callable[[Any], tuple[Any, ...]]
+"""A function of a tree, which returns a tree whose first leaf is the loss."""
+
+
+def _call(function: Traced, given: Tree) -> tuple[Any, ...]:
+    return function(given)
+
+
+def _pull(
+    function: Traced, given: Tree, places: Sequence[int], cotangents: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss, and the gradients of the leaves in these places."""
+    leaves, spec = tree_flatten(given)
+
+    def outputs(tensors: list[Tensor]) -> list[Tensor]:
+        replaced = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            replaced[place] = tensor
+        return differentiable_leaves(function(tree_unflatten(spec, replaced)))
+
+    found, pull_back, *_ = torch.func.vjp(outputs, [leaves[place] for place in places])
+    return found[0], pull_back(list(cotangents))[0]
+
+
+class Graphs(NamedTuple):
+    """The two functions that are compiled for each function of a tree."""
+
+    call: Callable[..., Any]
     pull: Callable[..., Any]
 
 
 # Bounded, since losses that are made again and again have the same code.
 @lru_cache(maxsize=256)
-def _graphs(code: Any, dynamic: bool | None, backend: Any) -> _Graphs:
-    """Those for losses of this code."""
-    compiled = [one_graph(f, dynamic=dynamic, backend=backend) for f in (value_and_gradient, _pull)]
-    return _Graphs(*compiled)
+def graphs_of(code: Any, dynamic: bool | None, backend: Any) -> Graphs:
+    """Those for functions of this code; one graph each for all `counts` that a function has."""
+    counts = torch.compiler.config.patch(dynamic_sources=r"L\['function'\]\.counts")
+    options = {"dynamic": dynamic, "backend": backend}
+    return Graphs(*(counts(one_graph(function, **options)) for function in (_call, _pull)))
 
 
 def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
@@ -98,66 +148,35 @@ def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
     return torch.compile(FunctionType(code, function.__globals__), fullgraph=True, **options)
 
 
-def _code(loss: Callable[..., Any]) -> Any:
+def code_of(loss: Any) -> Any:
+    """By which losses are told apart."""
     return getattr(loss, "__code__", type(loss))
 
 
-def value_and_gradient(
-    loss: Any, params: Tree, arguments: tuple[Tree, ...]
-) -> tuple[Tensor, Any, Tree]:
-    """Call ``loss(params, *arguments) -> (loss, aux)``; return both and the gradient."""
-    return by_transform(loss, params, arguments, create_graph=True)
+class CompiledWork:
+    """A function by a graph, whose derivative is another one."""
 
-
-def _pull(
-    loss: Any,
-    params: Tree,
-    arguments: tuple[Tree, ...],
-    places: Sequence[int],
-    cotangents: Sequence[Tensor],
-) -> tuple[Tensor, list[Tensor]]:
-    """The loss, and the gradients of the leaves in these places."""
-    leaves, spec = tree_flatten((params, arguments))
-
-    def outputs(tensors: list[Tensor]) -> list[Tensor]:
-        replaced = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            replaced[place] = tensor
-        value, extra, grads = by_transform(loss, *tree_unflatten(spec, replaced), create_graph=True)
-        return [value, *tree_leaves(grads), *filter(differentiable, tree_leaves(extra))]
-
-    found, pull_back, *_ = torch.func.vjp(outputs, [leaves[place] for place in places])
-    return found[0], pull_back(list(cotangents))[0]
-
-
-class _CompiledWhole:
-    """A loss and its gradient by a compiled function, whose derivative is another one."""
-
-    def __init__(self, graphs: _Graphs, loss: Callable[..., Any], whole: Whole) -> None:
-        self.graphs, self.loss, self.whole = graphs, loss, whole
+    def __init__(self, graphs: Graphs, function: Traced, eager: Any) -> None:
+        self.graphs, self.function, self.eager = graphs, function, eager
         self.outside: list[Tensor] = []
-        self.like: list[Tensor] = []  # the outputs, without their memory
+        self.found: list[Tensor] = []  # leaves of the graph that it closes over: there must be none
+        self.shapes: list[Shape] = []  # of the outputs
 
-    def first(self, named: Callable[..., Any]) -> tuple[Tensor, Any, list[Tensor | None]]:
-        """Compute them for the first time; `named` is the loss as the caller knows it."""
-        params, arguments = self.whole.trees([tensor.detach() for tensor in self.whole.tensors])
+    def first(self) -> Any:
+        """Compute it for the first time."""
+        variables = self.eager.variables
+        given = variables.tree([tensor.detach() for tensor in variables.tensors])
         with torch.enable_grad(), explained():
-            value, extra, grads = self.graphs.gradient(self.loss, params, arguments)
+            results = self.graphs.call(self.function, given)
         outside = Outside()
-        outside.find((value, extra, grads))
-        for leaf in outside.leaves:
-            raise ValueError(
-                f"The loss closes over {_name(named, leaf)}, which requires grad, so a compiled "
-                "derivative would miss it. Pass it by `meta_params` or `batches`, detach it, or "
-                "use `Recomputed()`."
-            )
-        outputs = [value, *tree_leaves(grads), *filter(differentiable, tree_leaves(extra))]
-        self.like = [torch.empty_like(output, device="meta") for output in outputs]
-        return value, extra, tree_leaves(grads)
+        outside.find(results)
+        self.found = outside.leaves
+        self.shapes = shapes_of(results)
+        return results
 
     def run(self, tensors: Sequence[Any], *, create_graph: bool) -> list[Tensor | None]:
-        """Compute them again, not compiled."""
-        return self.whole.run(tensors, create_graph=create_graph)
+        """Compute it again, not compiled."""
+        return self.eager.run(tensors, create_graph=create_graph)
 
     def pulled(self, inputs: int) -> Work:
         """The compiled derivative."""
@@ -165,31 +184,59 @@ class _CompiledWhole:
 
 
 class _CompiledPull:
-    """The gradient of a `_CompiledWhole`."""
+    """The gradient of a `CompiledWork`."""
 
-    def __init__(self, work: _CompiledWhole, inputs: int) -> None:
+    def __init__(self, work: CompiledWork, inputs: int) -> None:
         self._work, self._inputs, self.outside = work, inputs, work.outside
 
     def run(self, tensors: Sequence[Any], *, create_graph: bool) -> list[Tensor | None]:
         """Compute it; this has no graph."""
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
         inputs, given = tensors[: self._inputs], tensors[self._inputs :]
-        whole, like = self._work.whole, self._work.like
+        variables, past = self._work.eager.variables, self._work.eager.past
         # Always all and dense, so that one graph serves for each step.
         cotangents = [
-            torch.zeros_like(meta, device=whole.device) if bar is None else bar.contiguous()
-            for bar, meta in zip(given, like, strict=True)
+            torch.zeros(shape.size, dtype=shape.dtype, device=variables.device) if bar is None else bar.contiguous()
+            for bar, shape in zip(given, self._work.shapes, strict=True)
         ]
-        with torch.no_grad(), whole.past.again(), explained():
-            trees = whole.trees(inputs)
-            pull = self._work.graphs.pull
-            value, gradients = pull(self._work.loss, *trees, whole.places, cotangents)
-        whole.past.compare(value)
+        with torch.no_grad(), past.again(), explained():
+            pull, function = self._work.graphs.pull, self._work.function
+            value, gradients = pull(function, variables.tree(inputs), variables.places, cotangents)
+        past.compare(value)
         return list(gradients)
 
     def pulled(self, inputs: int) -> Work:
         """The third derivative, not compiled."""
-        return Pulled(Pulled(self._work.whole, self._inputs), inputs)
+        return Pulled(Pulled(self._work.eager, self._inputs), inputs)
+
+
+class Shape(NamedTuple):
+    """What zeros are made with in the place of a missing cotangent."""
+
+    size: torch.Size
+    dtype: torch.dtype
+
+
+def shapes_of(results: Tree) -> list[Shape]:
+    """Those of the tensors that can have gradients."""
+    return [Shape(tensor.shape, tensor.dtype) for tensor in differentiable_leaves(results)]
+
+
+def differentiable_leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree that can have gradients."""
+    return list(filter(differentiable, tree_leaves(tree)))
+
+
+class NotCompiledError(RuntimeError):
+    """Raised for what the compiler cannot make one graph of."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The loss cannot be compiled into one graph: {reason}. Change what it calls, make "
+            "tensors of numbers that change from step to step, or do not compile: "
+            "`gradient=Recomputed()` does as well without."
+        )
+        self.reason = reason
 
 
 @contextmanager
@@ -207,11 +254,7 @@ def explained() -> Iterator[None]:
         if not both:
             raise
         reason = str(both[-1]).strip().partition("\n")[0].rstrip(".")
-        raise RuntimeError(
-            f"The loss cannot be compiled into one graph: {reason}. Change what it calls, make "
-            "tensors of numbers that change from step to step, or do not compile: "
-            "`gradient=Recomputed()` does as well without."
-        ) from error
+        raise NotCompiledError(reason) from error
 
 
 def _name(function: Callable[..., Any], leaf: Tensor) -> str:

@@ -152,9 +152,9 @@ class Recorded:
         with_aux = loss if aux else with_nothing(loss)
         if transformed():
             return by_transform(with_aux, params, arguments, create_graph=create_graph)
-        preferred = PREFERRED.get()
-        if preferred is not None:
-            return preferred.take(loss, params, arguments, aux=aux, create_graph=create_graph)
+        way = preferred(self)
+        if way is not self:
+            return way.take(loss, params, arguments, aux=aux, create_graph=create_graph)
         keep_graph = torch.is_grad_enabled()  # then the loss itself is part of the result
         with torch.enable_grad():
             params = require_grad(params)
@@ -165,6 +165,13 @@ class Recorded:
 
 # What takes the place of `Recorded`, within a meta-step that is compiled step by step.
 PREFERRED: ContextVar[Gradient | None] = ContextVar("PREFERRED", default=None)
+
+
+def preferred(way: Gradient) -> Gradient:
+    """The way itself, or what takes its place."""
+    if torch.compiler.is_compiling() or not isinstance(way, Recorded):
+        return way
+    return PREFERRED.get() or way
 
 
 def with_nothing(loss: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffopt_explicit._inner_step import InnerStep
 from diffopt_explicit._outside import differentiable
 from diffopt_explicit._pull import with_graph
 from diffopt_explicit._tangents import Carried, assembled, contract, push
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import detach, tree_flatten, tree_leaves, tree_unflatten
-from diffopt_explicit._unroll import batches_of, inner_step
+from diffopt_explicit._unroll import batches_of
 
 
 class OnlineStep(NamedTuple):
@@ -87,7 +88,7 @@ def online_hypergradients(
                 "Call `requires_grad_()` on it before it is given to the loss or the optimizer."
             )
     return _train(
-        inner_step(loss, tx),
+        InnerStep(loss, tx),
         (params, tx.init(params) if opt_state is None else opt_state),
         batches_of(steps, batches),
         outer,

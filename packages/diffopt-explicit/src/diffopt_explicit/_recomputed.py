@@ -22,7 +22,7 @@ from diffopt_explicit._outside import Outside, differentiable
 from diffopt_explicit._places import put, tensors
 from diffopt_explicit._snapshots import Random, nothing_changed
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import detach, tree_flatten, tree_map, tree_unflatten
+from diffopt_explicit._trees import detach, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from diffopt_explicit._verify import agree
 
 
@@ -79,6 +79,38 @@ class Recomputed:
         return whole.attached(whole, value, extra, grads, create_graph=create_graph)
 
 
+class Variables:
+    """A tree that is made of some of its tensors: the floating-point ones among its first leaves,
+    and those of the others that are part of a graph.
+
+    Attributes:
+        places: Which leaves these are.
+        tensors: The leaves themselves, until what is computed of them is part of the graph.
+    """
+
+    def __init__(self, tree: Tree, count: int) -> None:
+        self.leaves, self.spec = tree_flatten(tree)
+        first = [i for i in range(count) if differentiable(self.leaves[i])]
+        others = range(count, len(self.leaves))
+        in_graph = [i for i in others if getattr(self.leaves[i], "requires_grad", False)]
+        self.places = [*first, *in_graph]
+        self.tensors: list[Tensor] = [self.leaves[place] for place in self.places]
+        for place, tensor in zip(self.places, self.tensors, strict=True):
+            self.leaves[place] = tensor.detach()  # the graph is kept by autograd alone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first of them is."""
+        return self.leaves[self.places[0]].device
+
+    def tree(self, tensors: Sequence[Tensor]) -> Any:
+        """The tree made of such tensors."""
+        leaves = list(self.leaves)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        return tree_unflatten(self.spec, leaves)
+
+
 class Whole:
     """A loss, its gradient and what it returns besides, as a function of tensors.
 
@@ -93,23 +125,16 @@ class Whole:
         modules: tuple[nn.Module, ...],
     ) -> None:
         self._loss = loss
-        self._leaves, self._spec = tree_flatten((params, arguments))
-        self._params_spec = self._spec.child(0)
-        self.count = self._params_spec.num_leaves  # of parameters
-        others = range(self.count, len(self._leaves))
-        in_graph = [i for i in others if getattr(self._leaves[i], "requires_grad", False)]
-        self.places = [*range(self.count), *in_graph]
-        # What it is a function of, until that is part of the graph.
-        self.tensors: list[Tensor] = [self._leaves[place] for place in self.places]
-        for place, tensor in zip(self.places, self.tensors, strict=True):
-            self._leaves[place] = tensor.detach()  # the graph is kept by autograd alone
+        self.count = len(tree_leaves(params))
+        self.variables = Variables((params, arguments), self.count)
+        self._params_spec = self.variables.spec.child(0)
         self.outside: list[Tensor] = []
-        self.past = Past(self._leaves, modules)
+        self.past = Past(self.variables.leaves, modules)
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self._leaves[0].device
+    def tensors(self) -> list[Tensor]:
+        """What it is a function of, until that is part of the graph."""
+        return self.variables.tensors
 
     def leaves(self) -> list[Tensor]:
         """The same tensors, each a leaf of the graph."""
@@ -117,10 +142,7 @@ class Whole:
 
     def trees(self, tensors: Sequence[Tensor]) -> tuple[Tree, tuple[Tree, ...]]:
         """Parameters and arguments made of such tensors."""
-        leaves = list(self._leaves)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            leaves[place] = tensor
-        return tree_unflatten(self._spec, leaves)
+        return self.variables.tree(tensors)
 
     def evaluate(
         self, tensors: Sequence[Tensor], *, create_graph: bool
@@ -156,7 +178,7 @@ class Whole:
         besides, spec = tree_flatten(detach(extra))
         places = [i for i, leaf in enumerate(besides) if differentiable(leaf)]
         outputs = [value, *grads, *(besides[i] for i in places)]
-        tensors, self.tensors = self.tensors, []
+        tensors, self.variables.tensors = self.tensors, []
         value, *rest = attach(work, outputs, tensors)  # type: ignore[assignment]
         grads, kept = rest[: self.count], rest[self.count :]
         for i, leaf in zip(places, kept, strict=True):
@@ -186,7 +208,7 @@ class Past:
 
     def __init__(self, tree: Sequence[Any], modules: tuple[nn.Module, ...]) -> None:
         self._tree, self._modules = tree, modules
-        self._random = Random.of(tree)
+        self.random = Random.of(tree)
         devices = {"cpu", *(leaf.device.type for leaf in tree if isinstance(leaf, Tensor))}
         self._precisions = [_Precision.now(device) for device in sorted(devices)]
         self._buffers = [tensors(module, "_buffers", _copy) for module in modules]
@@ -201,7 +223,7 @@ class Past:
         """Let random numbers, precision and buffers be what they were then."""
         live = [tensors(module, "_buffers") for module in self._modules]
         with nothing_changed(self._tree, ()), ExitStack() as stack:
-            self._random.restore()
+            self.random.restore()
             for precision in self._precisions:
                 stack.enter_context(torch.autocast(*precision))
             # Others in their places, since a graph may hold those that are there.
@@ -216,8 +238,9 @@ class Past:
         self._value = value.detach()
 
     def compare(self, value: Tensor) -> None:
-        """Refuse a loss that is another one than before."""
-        assert self._value is not None
+        """Refuse a loss that is another one than before, if that is known."""
+        if self._value is None:
+            return
         expected, found = self._value.item(), value.item()
         if agree(found, expected, value.dtype):
             return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffopt_explicit._compiled_step import CompiledStep
 from diffopt_explicit._outside import Outside, differentiable, tensors_in_graph
 from diffopt_explicit._placement import Online, Placement
 from diffopt_explicit._pull import Sums, gradients_of, with_graph, with_proxies
@@ -150,9 +151,11 @@ class Reversible:
 
     def _again(self, index: int, snapshots: list[Snapshot]) -> Taken:
         """Take a step with a graph, from a state that is computed again."""
-        taken = self._with_graph(index, self._return_to(index, snapshots))
-        if self._is_verified(index):
-            self._compare(index, taken.results[0])
+        carry = self._return_to(index, snapshots)
+        if not self._is_verified(index):
+            return self._with_graph(index, carry, promised=True)
+        taken = self._with_graph(index, carry)
+        self._compare(index, taken.results[0])
         return taken
 
     def _return_to(self, index: int, snapshots: list[Snapshot]) -> Tree:
@@ -177,13 +180,17 @@ class Reversible:
         with torch.no_grad():
             return detach(self._step(carry, detach(self._inputs[index].load()), False)[0])
 
-    def _with_graph(self, index: int, carry: Tree) -> Taken:
-        """Take a step from tensors of its own."""
+    def _with_graph(self, index: int, carry: Tree, *, promised: bool = False) -> Taken:
+        """Take a step from tensors of its own; its values may be only `promised`."""
         # What the run began with needs a gradient only where it is part of a graph.
         carry, leaves = with_graph(carry, None if index else self._start)
         arguments, proxies = with_proxies(self._inputs[index].load())
         with torch.enable_grad():
-            return Taken(leaves, proxies, self._step(carry, arguments, True))
+            if promised and isinstance(self._step, CompiledStep):
+                results = self._step.promised(carry, arguments)
+            else:
+                results = self._step(carry, arguments, True)
+            return Taken(leaves, proxies, results)
 
     def _step_back(
         self, index: int, taken: Taken, bars: list[Tensor | None], gradients: Sums

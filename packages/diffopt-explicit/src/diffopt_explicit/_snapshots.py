@@ -116,6 +116,13 @@ class Random:
         cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
         return Random(torch.get_rng_state(), cuda)
 
+    def is_now(self) -> bool:
+        """Whether no random number was drawn since."""
+        return torch.equal(self.cpu, torch.get_rng_state()) and all(
+            torch.equal(state, torch.cuda.get_rng_state(device))
+            for device, state in self.cuda.items()
+        )
+
     def restore(self) -> None:
         """Let random numbers be drawn from here on."""
         torch.set_rng_state(self.cpu)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffopt_explicit._gradient import Gradient, Recorded, check_gradient
-from diffopt_explicit._step import updated
+from diffopt_explicit._compiled_step import compiled
+from diffopt_explicit._gradient import Gradient, Recorded, check_gradient, preferred
+from diffopt_explicit._inner_step import InnerStep
 from diffopt_explicit._store import Adjoint, Inputs, Step, Store
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import detach
@@ -113,7 +114,7 @@ def unroll(
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"`adjoint` must be `Store()`, `Replay()` or `Forward()`, got {adjoint!r}.")
     check_gradient(gradient)
-    step = inner_step(loss, tx, gradient, aux=aux, first_order=first_order)
+    step = compiled(InnerStep(loss, tx, preferred(gradient), aux=aux, first_order=first_order))
     if detach_every is not None:
         step, inputs = _cut(step, detach_every), enumerate(inputs)
     start = params, tx.init(params) if opt_state is None else opt_state
@@ -126,28 +127,6 @@ def unroll(
         done = adjoint.run(watched.step, start, watched.until_done(inputs), tracked_from=0)
     (params, opt_state), losses, extras = done
     return UnrollResult(params, opt_state, losses, extras if aux else None)
-
-
-def inner_step(
-    loss: Callable[..., Any],
-    tx: Transform,
-    gradient: Gradient = Recorded(),
-    *,
-    aux: bool = False,
-    first_order: bool = False,
-) -> Step:
-    """One step of an optimizer, whose carry is the parameters and the optimizer's state."""
-
-    def step(
-        carry: tuple[Tree, Any], arguments: tuple[Tree, ...], create_graph: bool
-    ) -> tuple[tuple[Tree, Any], Tensor, Any]:
-        before, state = carry
-        value, extra, grads = gradient.take(
-            loss, before, arguments, aux=aux, create_graph=create_graph and not first_order
-        )
-        return updated(tx, grads, state, before), value, extra
-
-    return step
 
 
 def _cut(step: Step, every: int) -> Step:

@@ -1,0 +1,35 @@
+"""One step of an inner loop, as a pure function of what is carried from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from diffopt_explicit._gradient import Gradient, Recorded
+from diffopt_explicit._step import updated
+from diffopt_explicit._transform import Transform, Tree
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """One step of an optimizer, whose carry is the parameters and the optimizer's state."""
+
+    loss: Callable[..., Any]
+    tx: Transform
+    gradient: Gradient = Recorded()
+    aux: bool = False
+    first_order: bool = False
+
+    def __call__(
+        self, carry: tuple[Tree, Any], arguments: tuple[Tree, ...], create_graph: bool
+    ) -> tuple[tuple[Tree, Any], Tensor, Any]:
+        """Return the carry after the step, the loss before it, and what the loss returned besides."""
+        params, state = carry
+        create_graph = create_graph and not self.first_order
+        value, extra, grads = self.gradient.take(
+            self.loss, params, arguments, aux=self.aux, create_graph=create_graph
+        )
+        return updated(self.tx, grads, state, params), value, extra
