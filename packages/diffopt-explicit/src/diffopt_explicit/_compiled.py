@@ -1,4 +1,4 @@
-"""Inner gradients and their derivatives, each compiled once for all steps."""
+"""Functions and their derivatives, each compiled once for all steps: inner gradients, above all."""
 
 from __future__ import annotations
 
@@ -24,18 +24,23 @@ from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
 
 @dataclass(frozen=True)
 class Compiled:
-    """Compile an inner gradient, and its derivative, each into one graph for all steps.
+    """Compile inner steps, and their derivatives, each into one graph for all steps.
 
-    What is kept of a step is what `Recomputed` keeps; the two graphs are those of the loss's
-    gradient and of the pull-back of cotangents through it. They are compiled at the first step,
-    for the code of the loss: another loss of the same code is not compiled again. Compilation
-    takes seconds for a small network, whatever the number of steps, and is read from torch's cache
-    on disk (``TORCHINDUCTOR_CACHE_DIR``) when the program is run again.
+    In `unroll` that is the whole step, optimizer and all; in inner loops over modules it is the
+    gradient of the loss. Of a step nothing is kept but what it began with, as `Recomputed` does;
+    its second graph pulls cotangents back through it. They are compiled at the first step, for
+    the code of the loss and the kinds of transforms: another loss of the same code, or other
+    hyperparameters, are not compiled again. Compilation takes seconds to a minute, whatever the
+    number of steps, and is read from torch's cache on disk (``TORCHINDUCTOR_CACHE_DIR``) when the
+    program is run again.
 
     What the loss depends on must be passed to it, by `meta_params` or `batches`: tensors that
     require grad and that it closes over are refused. A parameter that the loss does not depend on
-    gets a gradient of zero. Derivatives of a higher order are not compiled. Under `torch.func`,
-    `torch.compile` and forward mode the gradient is that of `Recorded`.
+    gets a gradient of zero. The gradient of the loss alone is compiled where the optimizer has
+    functions of the caller's (a schedule that is none of ours, a learned optimizer) or draws
+    random numbers; also, with a warning, where it is not one graph. Derivatives of a higher order
+    are not compiled. Under `torch.func`, `torch.compile` and forward mode the gradient is that of
+    `Recorded`.
 
     Attributes:
         dynamic: Whether sizes are variables of the graph: ``None`` once a second size was met,
@@ -123,18 +128,20 @@ def _pull(
     return found[0], pull_back(list(cotangents))[0]
 
 
-class Graphs(NamedTuple):
+@dataclass
+class Graphs:
     """The two functions that are compiled for each function of a tree."""
 
     call: Callable[..., Any]
-    pull: Callable[..., Any]
+    pull: Callable[..., Any] | None  # until it was found to be no graph
 
 
 # Bounded, since losses that are made again and again have the same code.
 @lru_cache(maxsize=256)
 def graphs_of(code: Any, dynamic: bool | None, backend: Any) -> Graphs:
     """Those for functions of this code; one graph each for all `counts` that a function has."""
-    counts = torch.compiler.config.patch(dynamic_sources=r"L\['function'\]\.counts")
+    patch: Any = torch.compiler.config.patch  # pyright: ignore[reportAttributeAccessIssue]
+    counts = patch(dynamic_sources=r"L\['function'\]\.counts")
     options = {"dynamic": dynamic, "backend": backend}
     return Graphs(*(counts(one_graph(function, **options)) for function in (_call, _pull)))
 
@@ -191,17 +198,28 @@ class _CompiledPull:
 
     def run(self, tensors: Sequence[Any], *, create_graph: bool) -> list[Tensor | None]:
         """Compute it; this has no graph."""
-        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-        inputs, given = tensors[: self._inputs], tensors[self._inputs :]
+        graphs, eager = self._work.graphs, self._work.eager
+        if graphs.pull is not None:
+            try:
+                return self._by_graph(graphs.pull, tensors)
+            except NotCompiledError as error:
+                graphs.pull = None
+                warnings.warn(f"A derivative is not compiled: {error.reason}.", stacklevel=2)
+        return Pulled(eager, self._inputs).run(tensors, create_graph=create_graph)
+
+    def _by_graph(self, pull: Callable[..., Any], tensors: Sequence[Any]) -> list[Tensor | None]:
         variables, past = self._work.eager.variables, self._work.eager.past
+        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+        inputs, given = variables.tree(tensors[: self._inputs]), tensors[self._inputs :]
         # Always all and dense, so that one graph serves for each step.
         cotangents = [
-            torch.zeros(shape.size, dtype=shape.dtype, device=variables.device) if bar is None else bar.contiguous()
+            torch.zeros(shape.size, dtype=shape.dtype, device=variables.device)
+            if bar is None
+            else bar.contiguous()
             for bar, shape in zip(given, self._work.shapes, strict=True)
         ]
         with torch.no_grad(), past.again(), explained():
-            pull, function = self._work.graphs.pull, self._work.function
-            value, gradients = pull(function, variables.tree(inputs), variables.places, cotangents)
+            value, gradients = pull(self._work.function, inputs, variables.places, cotangents)
         past.compare(value)
         return list(gradients)
 

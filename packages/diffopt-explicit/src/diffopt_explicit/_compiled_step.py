@@ -137,9 +137,12 @@ class _Traced:
         carry, arguments, learned = given
         leaves, spec = tree_flatten(carry)
         leaves = [self.counts[x.index] - 2 if isinstance(x, _Place) else x for x in leaves]
+
+        def put(leaf: Any) -> Any:
+            return learned[leaf.index] if isinstance(leaf, _Place) else leaf
+
         step = self.step
         if learned:
-            put = lambda leaf: learned[leaf.index] if isinstance(leaf, _Place) else leaf
             step = replace(step, tx=_changed(step.tx, put, replace))
         after, value, extra = step(tree_unflatten(spec, leaves), arguments, True)
         return value, after, extra
@@ -189,7 +192,7 @@ def _hollow(leaf: Any) -> Any:
 
 
 def _is_impure(tx: Transform, carry: Carry) -> bool:
-    """Whether an optimizer draws random numbers, or uses tensors of a graph that it does not show."""
+    """Whether an optimizer draws random numbers, or hides tensors of a graph."""
     own = _changed(tx, lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, replace)
     params, state = detach(carry)
     random, outside = Random.of(params), Outside()
@@ -211,9 +214,11 @@ def _leaves(tx: Any) -> list[Any]:
 
 def _changed(tx: Any, change: Callable[[Any], Any], replaced: Callable[..., Any]) -> Any:
     """The transform with other leaves."""
+    if not _has_fields(tx):
+        return change(tx)
 
     def one(part: Any) -> Any:
-        return _changed(part, change, replaced) if _has_fields(part) else change(part)
+        return _changed(part, change, replaced)
 
     return replaced(tx, **{f.name: tree_map(one, getattr(tx, f.name)) for f in fields(tx)})
 

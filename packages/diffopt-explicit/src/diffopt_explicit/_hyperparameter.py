@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 from pytree_core import TreeSpec
 from torch import Tensor
@@ -19,6 +19,7 @@ Hyperparameter: TypeAlias = Scalar | Schedule | Tree
 either, or a tree of numbers and tensors shaped like the parameters."""
 
 R = TypeVar("R")
+_CONTAINERS = (dict, list, tuple)
 _CONSTANT = (float, int, Tensor, str, type(None))  # with flags, names and what is left out
 
 
@@ -70,11 +71,12 @@ def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
 
 def groups(owner: Any) -> set[str]:
     """The fields that are several hyperparameters: tuples by default, and no trees."""
-    return {field.name for field in fields(owner) if isinstance(field.default, tuple)}
+    kind = type(owner)  # which has the defaults as attributes; those of fields are not traced
+    return {f.name for f in fields(owner) if isinstance(getattr(kind, f.name, None), tuple)}
 
 
 def _at_step(name: str, hyperparameter: Hyperparameter, step: int) -> Any:
-    if is_constant(hyperparameter) or not callable(hyperparameter):
+    if is_constant(hyperparameter) or not is_schedule(hyperparameter):
         return hyperparameter
     value = hyperparameter(step)
     if not isinstance(value, int | float | Tensor):
@@ -103,7 +105,13 @@ def is_constant(hyperparameter: Hyperparameter) -> bool:
 
 def is_tree(hyperparameter: Hyperparameter) -> bool:
     """Whether a hyperparameter has a value for each parameter."""
-    return not is_constant(hyperparameter) and not callable(hyperparameter)
+    return not is_constant(hyperparameter) and not is_schedule(hyperparameter)
+
+
+def is_schedule(hyperparameter: Hyperparameter) -> TypeGuard[Schedule]:
+    """Whether a hyperparameter is a function of the step."""
+    # Containers first: of them, `callable` is not traced.
+    return not isinstance(hyperparameter, _CONTAINERS) and callable(hyperparameter)
 
 
 def is_zero(hyperparameter: Hyperparameter) -> bool:
@@ -120,7 +128,7 @@ def check_range(name: str, value: object, low: float, high: float = float("inf")
         )
     if value is None:
         raise TypeError(f"`{name}` must be a number, a 0-d tensor, a schedule or a tree, got None.")
-    if isinstance(value, Tensor) or not callable(value):
+    if isinstance(value, Tensor) or not is_schedule(value):
         for path, leaf in zip(*tree_flatten_with_path(value)[:2], strict=True):
             _check_one(name + (place(path) if path else ""), leaf, low, high)
 

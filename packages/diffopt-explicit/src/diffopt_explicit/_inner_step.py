@@ -26,7 +26,7 @@ class InnerStep:
     def __call__(
         self, carry: tuple[Tree, Any], arguments: tuple[Tree, ...], create_graph: bool
     ) -> tuple[tuple[Tree, Any], Tensor, Any]:
-        """Return the carry after the step, the loss before it, and what the loss returned besides."""
+        """Return the carry after it, the loss before it, and what the loss returned besides."""
         params, state = carry
         create_graph = create_graph and not self.first_order
         value, extra, grads = self.gradient.take(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffopt_explicit._hyperparameter import Hyperparameter, check_range, everywhere
 from diffopt_explicit._parameters import required
-from diffopt_explicit._rule import Rule, Slots, numbers
+from diffopt_explicit._rule import Rule, Slots, numbers, power
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import advance, map_present
 
@@ -32,7 +32,7 @@ class Ema(Rule):
         """Take one step."""
         (decay,) = numbers(self.decay)
         mean = decay * slots[0] + (1 - decay) * g
-        return mean / (1 - decay**t) if self.debias else mean, (mean,)
+        return mean / (1 - power(decay, t)) if self.debias else mean, (mean,)
 
 
 class LookaheadState(NamedTuple):
@@ -84,7 +84,7 @@ def ema(decay: Hyperparameter, debias: bool = True) -> Ema:
     For an incoming update ``g`` in a parameter's step ``t = 1, 2, ...``::
 
         m <- decay * m + (1 - decay) * g
-        update = m / (1 - decay**t) if debias else m
+        update = m / (1 - power(decay, t)) if debias else m
 
     Args:
         decay: Share of the mean kept at each step, in [0, 1).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffopt_explicit._hyperparameter import Hyperparameter, check_group, check_range
-from diffopt_explicit._rule import Rule, Slots, numbers, safe_sqrt
+from diffopt_explicit._rule import Rule, Slots, numbers, power, safe_sqrt
 
 Betas = tuple[Hyperparameter, Hyperparameter]
 
@@ -81,7 +81,7 @@ class ScaleByAdamax(Rule):
         # Where all is zero, an `eps` that is none would make this 0 / 0; a step of 0 is meant.
         zero = largest == 0
         update = torch.where(zero, 0.0, m / torch.where(zero, 1.0, largest))
-        return update / (1 - beta1**t), (m, largest)
+        return update / (1 - power(beta1, t)), (m, largest)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ScaleByRAdam(Rule):
         m, v, m_scale, v_scale = moments(g, slots, self.betas, t)
         beta2, eps = numbers(self.betas[1], self.eps)
         most = 2 / (1 - beta2) - 1
-        length = most - 2 * t * beta2**t * v_scale
+        length = most - 2 * t * power(beta2, t) * v_scale
         if not isinstance(length, Tensor):
             factor = _rectified(v, v_scale, length, most, eps) if length > 5 else 1.0
             return m * m_scale * factor, (m, v)
@@ -155,7 +155,7 @@ def scale_by_adam(
 
         m <- beta1 * m + (1 - beta1) * g
         v <- beta2 * v + (1 - beta2) * g**2
-        update = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t) + eps_root) + eps)
+        update = m / (1 - power(beta1, t)) / (sqrt(v / (1 - power(beta2, t)) + eps_root) + eps)
 
     Args:
         betas: Decay rates of the two moments, each in [0, 1).
@@ -199,7 +199,7 @@ def scale_by_adamax(betas: Betas = (0.9, 0.999), eps: Hyperparameter = 1e-8) -> 
 
         m <- beta1 * m + (1 - beta1) * g
         u <- max(beta2 * u, |g| + eps)
-        update = m / (1 - beta1**t) / u
+        update = m / (1 - power(beta1, t)) / u
 
     Example:
         >>> import torch
@@ -252,7 +252,7 @@ def moments(g: Tensor, slots: Slots, betas: Betas, t: int) -> tuple[Tensor, Tens
     beta1, beta2 = numbers(*betas)
     m = beta1 * slots[0] + (1 - beta1) * g
     v = beta2 * slots[1] + (1 - beta2) * g * g
-    return m, v, 1 / (1 - beta1**t), 1 / (1 - beta2**t)
+    return m, v, 1 / (1 - power(beta1, t)), 1 / (1 - power(beta2, t))
 
 
 def check_moments(betas: Betas, eps: Hyperparameter) -> None:

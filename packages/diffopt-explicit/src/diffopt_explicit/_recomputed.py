@@ -80,8 +80,10 @@ class Recomputed:
 
 
 class Variables:
-    """A tree that is made of some of its tensors: the floating-point ones among its first leaves,
-    and those of the others that are part of a graph.
+    """A tree that is made of some of its tensors.
+
+    They are the floating-point ones among its first leaves, and those of the others that are part
+    of a graph.
 
     Attributes:
         places: Which leaves these are.

@@ -102,6 +102,13 @@ def numbers(*hyperparameters: Hyperparameter | None) -> tuple[Any, ...]:
     return hyperparameters
 
 
+def power(base: Any, t: int) -> Any:
+    """``base**t``; torch has no derivative where the exponent is a symbol of its compiler."""
+    if isinstance(base, Tensor) and torch.compiler.is_compiling():
+        return base ** torch.full((), t, dtype=base.dtype, device=base.device)
+    return base**t
+
+
 def safe_sqrt(x: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0.
 
