@@ -1,7 +1,7 @@
 """How much longer `Replay` takes than `Store`, which keeps the graphs of all steps.
 
 A MAML step of the perceptron 784-256-128-64-5, Adam inside, on one thread: the least CPU time of
-interleaved turns. Recorded gradients, and compiled ones of which no graph is kept either way.
+interleaved turns. Recorded gradients, and compiled steps of which no graph is kept either way.
 What a replayed step takes more is a step without a graph, which is timed beside: all steps so,
 under `torch.no_grad()`. What `Replay` saves is in bench_memory.py.
 

@@ -177,6 +177,35 @@ def test_noise_is_the_same_on_the_way_back():
 
 
 @dataclass(frozen=True)
+class Jittering:
+    """A transform that draws torch's own random numbers."""
+
+    def init(self, params):
+        return ()
+
+    def update(self, updates, state, params=None, **extra):
+        jitter = lambda update: -0.05 * update * (1 + 0.1 * torch.randn_like(update))
+        return {name: jitter(update) for name, update in updates.items()}, state
+
+
+def test_random_numbers_of_an_optimizer_are_not_in_a_graph():
+    seen = []
+
+    def spy(module, inputs):
+        seen.append(module.code)
+        return module.forward
+
+    found = []
+    for way in (Recorded(), Compiled(backend=spy)):
+        torch.manual_seed(3)
+        found.append(gradients(Jittering, way))
+
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+    assert len(seen) == 2
+    assert not any("rand" in code for code in seen)
+
+
+@dataclass(frozen=True)
 class Branching:
     """A transform that looks at values, so that it is no graph."""
 
