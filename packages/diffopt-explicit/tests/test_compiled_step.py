@@ -219,15 +219,17 @@ class Branching:
 
 @dataclass(frozen=True)
 class Closing:
-    """A transform that does not show what it depends on."""
+    """A transform that does not show what it depends on from some step on."""
 
     rate: object
+    begin: int = 0
 
     def init(self, params):
-        return ()
+        return 0
 
     def update(self, updates, state, params=None, **extra):
-        return {name: -self.rate.value * update for name, update in updates.items()}, state
+        rate = 0.05 if state < self.begin else self.rate.value
+        return {name: -rate * update for name, update in updates.items()}, state + 1
 
 
 class Holder:
@@ -248,6 +250,9 @@ def test_an_optimizer_that_is_no_graph_is_left_out_with_a_warning():
 def test_a_tensor_that_a_transform_hides_gets_its_gradient():
     check(lambda rate: Closing(Holder(rate)), learned=(0.05,))
     check(lambda rate: Closing(Holder(rate.exp() * 0.05)), learned=(0.05,))
+    # Not every step is of the sort of the first, which alone can be looked at.
+    check(lambda rate: Closing(Holder(rate), begin=2), learned=(0.05,))
+    check(lambda rate: Closing(Holder(rate), begin=2), Replay(snapshots=2), learned=(0.05,))
 
 
 def test_second_derivatives_with_learned_rates():

@@ -72,7 +72,7 @@ class CompiledStep:
         self._kind = _kind(*code, dynamic=way.dynamic, backend=way.backend)
         self._in_parts = step
         parts = _leaves(step.tx)
-        self._has_functions = any(map(callable, parts))
+        self._never_whole = any(map(callable, parts))
         self._learned = [x for x in parts if isinstance(x, Tensor) and x.requires_grad]
         places = {id(tensor): _Place(i) for i, tensor in enumerate(self._learned)}
         tx = _changed(step.tx, lambda leaf: places.get(id(leaf), leaf), _with_fields)
@@ -97,6 +97,7 @@ class CompiledStep:
             )
             return done
         if work.found:  # which is refused in parts, if the loss is its cause
+            self._never_whole = True
             taken.past.random.restore()
             return self._in_parts(carry, arguments, create_graph)
         taken.past.remember(results[0])
@@ -106,17 +107,18 @@ class CompiledStep:
 
     def promised(self, carry: Carry, arguments: tuple[Tree, ...]) -> Any:
         """The results of a step that was taken before, to be differentiated: without values."""
-        if self._hollow is None or self._in_parts.aux or transformed():
+        hollow = None if self._in_parts.aux else self._hollow
+        if hollow is None or transformed() or self._is_in_parts(carry):
             return self(carry, arguments, True)
         taken = _Taken(self._step, self._learned, carry, arguments)
         work = CompiledWork(self._kind.graphs, taken.traced, taken)
-        work.shapes = shapes_of(self._hollow)
-        return _attached(work, self._hollow)
+        work.shapes = shapes_of(hollow)
+        return _attached(work, hollow)
 
     def _is_in_parts(self, carry: Carry) -> bool:
-        if self._kind.in_parts is None and not self._has_functions:
+        if self._kind.in_parts is None and not self._never_whole:
             self._kind.in_parts = _is_impure(self._in_parts.tx, carry)
-        return self._has_functions or bool(self._kind.in_parts)
+        return self._never_whole or bool(self._kind.in_parts)
 
 
 class _Place:
