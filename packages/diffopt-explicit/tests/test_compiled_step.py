@@ -108,12 +108,15 @@ def test_optimizers_of_every_sort_are_one_graph(name):
 
 
 @pytest.mark.parametrize("verify", ["last", "always"])
-def test_replayed_steps_are_pulled_back_without_being_taken_again(verify):
-    calls = []
-    adjoint = Replay(snapshots=2, verify=verify, watch=lambda now: calls.append(now.phase))
-    check(adam, adjoint)
+def test_replayed_steps_are_pulled_back_by_the_graph_of_the_derivative(verify):
+    check(adam, Replay(snapshots=2, verify=verify))
 
     assert graphs() == 2
+
+
+def test_replayed_steps_give_their_gradients_to_what_rates_were_computed_from():
+    make = lambda raw, b: chain(sgd(raw.exp() * 2, momentum=b), scale_by_learning_rate(raw.exp()))
+    check(make, Replay(snapshots=2), learned=(-1.5, 0.9))
 
 
 @pytest.mark.parametrize("options", [{"detach_every": 2}, {"truncate": 3}, {"first_order": True}])

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffopt_explicit._gradient import Recorded, by_transform, transformed, with_nothing
-from diffopt_explicit._node import Pulled, Work
-from diffopt_explicit._outside import Outside, differentiable
+from diffopt_explicit._node import Pulled, Work, compute
+from diffopt_explicit._outside import Outside, differentiable_leaves
 from diffopt_explicit._recomputed import Whole
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
@@ -205,7 +205,7 @@ class _CompiledPull:
             except NotCompiledError as error:
                 graphs.pull = None
                 warnings.warn(f"A derivative is not compiled: {error.reason}.", stacklevel=2)
-        return Pulled(eager, self._inputs).run(tensors, create_graph=create_graph)
+        return compute(Pulled(eager, self._inputs), tensors)
 
     def _by_graph(self, pull: Callable[..., Any], tensors: Sequence[Any]) -> list[Tensor | None]:
         variables, past = self._work.eager.variables, self._work.eager.past
@@ -238,11 +238,6 @@ class Shape(NamedTuple):
 def shapes_of(results: Tree) -> list[Shape]:
     """Those of the tensors that can have gradients."""
     return [Shape(tensor.shape, tensor.dtype) for tensor in differentiable_leaves(results)]
-
-
-def differentiable_leaves(tree: Tree) -> list[Tensor]:
-    """The tensors of a tree that can have gradients."""
-    return list(filter(differentiable, tree_leaves(tree)))
 
 
 class NotCompiledError(RuntimeError):

@@ -17,16 +17,16 @@ from diffopt_explicit._compiled import (
     CompiledWork,
     Graphs,
     NotCompiledError,
+    Shape,
     code_of,
-    differentiable_leaves,
     graphs_of,
-    shapes_of,
 )
 from diffopt_explicit._gradient import Recorded, transformed
 from diffopt_explicit._inner_step import InnerStep
 from diffopt_explicit._node import Pulled, Work, attach
-from diffopt_explicit._outside import Outside, differentiable
+from diffopt_explicit._outside import Outside, differentiable, differentiable_leaves
 from diffopt_explicit._override import anatomy
+from diffopt_explicit._pull import Pairs, gradients_of
 from diffopt_explicit._recomputed import Past, Variables
 from diffopt_explicit._snapshots import Random
 from diffopt_explicit._store import Step
@@ -77,7 +77,7 @@ class CompiledStep:
         places = {id(tensor): _Place(i) for i, tensor in enumerate(self._learned)}
         tx = _changed(step.tx, lambda leaf: places.get(id(leaf), leaf), _with_fields)
         self._step = replace(step, tx=tx, gradient=Recorded())
-        self._hollow: Results | None = None  # results of a step, without their memory
+        self._shapes: list[Shape] | None = None  # of what a step gives, once there was one
 
     def __call__(self, carry: Carry, arguments: tuple[Tree, ...], create_graph: bool) -> Any:
         """Take a step."""
@@ -101,19 +101,18 @@ class CompiledStep:
             taken.past.random.restore()
             return self._in_parts(carry, arguments, create_graph)
         taken.past.remember(results[0])
-        if self._hollow is None:
-            self._hollow = tree_map(_hollow, results)
+        self._shapes = work.shapes
         return _attached(work, results)
 
-    def promised(self, carry: Carry, arguments: tuple[Tree, ...]) -> Any:
-        """The results of a step that was taken before, to be differentiated: without values."""
-        hollow = None if self._in_parts.aux else self._hollow
-        if hollow is None or transformed() or self._is_in_parts(carry):
-            return self(carry, arguments, True)
+    def promised(self, carry: Carry, arguments: tuple[Tree, ...]) -> Promised | None:
+        """A step that was taken before, to be pulled back as one graph, if it can be."""
+        shapes = None if self._in_parts.aux else self._shapes
+        if shapes is None or self._is_in_parts(carry):
+            return None
         taken = _Taken(self._step, self._learned, carry, arguments)
         work = CompiledWork(self._kind.graphs, taken.traced, taken)
-        work.shapes = shapes_of(hollow)
-        return _attached(work, hollow)
+        work.shapes = shapes
+        return Promised(work, len(self._learned))
 
     def _is_in_parts(self, carry: Carry) -> bool:
         if self._kind.in_parts is None and not self._never_whole:
@@ -177,6 +176,28 @@ class _Taken:
         return Pulled(self, inputs)
 
 
+class Promised:
+    """A step whose results are not computed, since it is only pulled back."""
+
+    def __init__(self, work: CompiledWork, learned: int) -> None:
+        self._work, self._learned = work, learned
+        self.counts = len(work.shapes) - 1, 0
+
+    def pull(
+        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
+    ) -> tuple[list[Tensor | None], Pairs]:
+        """The gradients of the carry before the step, and of all else that it depends on."""
+        *of_carry, of_loss = cotangents
+        tensors, count = self._work.eager.variables.tensors, len(of_carry)
+        pull = self._work.pulled(len(tensors))
+        found = pull.run([*tensors, of_loss, *of_carry], create_graph=False)
+        end = len(tensors) - self._learned
+        # What is learned may have been computed from the leaves outside.
+        learned = gradients_of(tensors[end:], found[end:], outside, retain_graph=True)
+        given = zip(tensors[count:end], found[count:end], strict=True)
+        return found[:count], [*given, *zip(outside, learned, strict=True)]
+
+
 def _attached(work: CompiledWork, results: Results) -> tuple[Carry, Tensor, Any]:
     """The results as part of the graph of what they were computed from."""
     variables = work.eager.variables
@@ -187,10 +208,6 @@ def _attached(work: CompiledWork, results: Results) -> tuple[Carry, Tensor, Any]
         leaves[i] = leaf
     value, carry, extra = tree_unflatten(spec, leaves)
     return carry, value, extra
-
-
-def _hollow(leaf: Any) -> Any:
-    return leaf.new_zeros(()).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf
 
 
 def _is_impure(tx: Transform, carry: Carry) -> bool:

@@ -59,6 +59,11 @@ def differentiable(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
+def differentiable_leaves(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree that can have gradients."""
+    return list(filter(differentiable, tree_leaves(tree)))
+
+
 def tensors_in_graph(*trees: Tree) -> list[Tensor]:
     """The different tensors of some trees that require grad."""
     found: dict[int, Tensor] = {}

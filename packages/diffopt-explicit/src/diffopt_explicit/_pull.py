@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from diffopt_explicit._outside import differentiable, tensors_in_graph
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+Pairs: TypeAlias = Iterable[tuple[Tensor, Tensor | None]]
+"""Tensors with their gradients."""
 
 
 class Sums:

@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffopt_explicit._compiled_step import CompiledStep
-from diffopt_explicit._outside import Outside, differentiable, tensors_in_graph
+from diffopt_explicit._compiled_step import CompiledStep, Promised
+from diffopt_explicit._outside import (
+    Outside,
+    differentiable,
+    differentiable_leaves,
+    tensors_in_graph,
+)
 from diffopt_explicit._placement import Online, Placement
-from diffopt_explicit._pull import Sums, gradients_of, with_graph, with_proxies
+from diffopt_explicit._pull import Pairs, Sums, gradients_of, with_graph, with_proxies
 from diffopt_explicit._snapshots import Snapshot, Unchanged, nothing_changed, take_snapshot
 from diffopt_explicit._store import Losses, Step, Store, Unrolled, length
 from diffopt_explicit._transform import Tree
@@ -31,6 +36,32 @@ class Taken(NamedTuple):
     carry: list[Tensor]  # before the step, as leaves of the graph
     arguments: dict[Tensor, Tensor]  # by what they stand for, leaves too
     results: tuple[Tree, Tensor, Any]  # of the step
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many tensors the carry and the extra have that can have gradients."""
+        after, _, extra = self.results
+        return len(differentiable_leaves(after)), len(differentiable_leaves(extra))
+
+    def pull(
+        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
+    ) -> tuple[list[Tensor | None], Pairs]:
+        """The gradients of the carry before the step, and of all else that it depends on.
+
+        Args:
+            cotangents: Of the carry after the step, of the loss, and of the extra.
+            outside: Leaves of the graph that the steps close over.
+        """
+        after, loss, extra = self.results
+        outputs = [*differentiable_leaves(after), loss, *differentiable_leaves(extra)]
+        found = gradients_of(
+            outputs,
+            cotangents,
+            [*self.carry, *self.arguments.values(), *outside],
+            retain_graph=bool(outside),  # of what led to tensors from outside
+        )
+        count = len(self.carry)
+        return found[:count], zip([*self.arguments, *outside], found[count:], strict=True)
 
 
 class Reversible:
@@ -149,14 +180,17 @@ class Reversible:
             gradients.add(start, bar)
         return gradients.values
 
-    def _again(self, index: int, snapshots: list[Snapshot]) -> Taken:
+    def _again(self, index: int, snapshots: list[Snapshot]) -> Taken | Promised:
         """Take a step with a graph, from a state that is computed again."""
         carry = self._return_to(index, snapshots)
-        if not self._is_verified(index):
-            return self._with_graph(index, carry, promised=True)
-        taken = self._with_graph(index, carry)
-        self._compare(index, taken.results[0])
-        return taken
+        if self._is_verified(index):
+            taken = self._with_graph(index, carry)
+            self._compare(index, taken.results[0])
+            return taken
+        promised = None
+        if isinstance(self._step, CompiledStep):
+            promised = self._step.promised(carry, self._inputs[index].load())
+        return promised or self._with_graph(index, carry)
 
     def _return_to(self, index: int, snapshots: list[Snapshot]) -> Tree:
         """Compute the state before a step again; what is too late in `snapshots` is dropped."""
@@ -180,43 +214,29 @@ class Reversible:
         with torch.no_grad():
             return detach(self._step(carry, detach(self._inputs[index].load()), False)[0])
 
-    def _with_graph(self, index: int, carry: Tree, *, promised: bool = False) -> Taken:
-        """Take a step from tensors of its own; its values may be only `promised`."""
+    def _with_graph(self, index: int, carry: Tree) -> Taken:
+        """Take a step from tensors of its own."""
         # What the run began with needs a gradient only where it is part of a graph.
         carry, leaves = with_graph(carry, None if index else self._start)
         arguments, proxies = with_proxies(self._inputs[index].load())
         with torch.enable_grad():
-            if promised and isinstance(self._step, CompiledStep):
-                results = self._step.promised(carry, arguments)
-            else:
-                results = self._step(carry, arguments, True)
-            return Taken(leaves, proxies, results)
+            return Taken(leaves, proxies, self._step(carry, arguments, True))
 
     def _step_back(
-        self, index: int, taken: Taken, bars: list[Tensor | None], gradients: Sums
+        self, index: int, taken: Taken | Promised, bars: list[Tensor | None], gradients: Sums
     ) -> list[Tensor | None]:
         """Turn the cotangents of all that follows a step into those of what precedes it.
 
         Both are of the carry, then of the losses and of what the loss returned besides, in all
         steps so far.
         """
-        after, loss, extra = taken.results
-        outputs = list(filter(differentiable, tree_leaves(after)))
-        besides = list(filter(differentiable, tree_leaves(extra)))
-        of_losses = bars[len(outputs)]
-        bars_here = [*bars[: len(outputs)], None if of_losses is None else of_losses[index]]
-        bars_here += bars[len(bars) - len(besides) :]
-        outside = self.outside
-        found = gradients_of(
-            [*outputs, loss, *besides],
-            bars_here,
-            [*taken.carry, *taken.arguments.values(), *outside],
-            retain_graph=bool(outside),  # of what led to tensors from outside
-        )
-        of_carry, of_others = found[: len(taken.carry)], found[len(taken.carry) :]
-        for tensor, gradient in zip([*taken.arguments, *outside], of_others, strict=True):
+        count, besides = taken.counts
+        of_losses, end = bars[count], len(bars) - besides
+        of_loss = None if of_losses is None else of_losses[index]
+        of_carry, of_others = taken.pull([*bars[:count], of_loss, *bars[end:]], self.outside)
+        for tensor, gradient in of_others:
             gradients.add(tensor, gradient)
-        return [*of_carry, *bars[len(outputs) : len(bars) - len(besides)]]
+        return [*of_carry, *bars[count:end]]
 
     def _is_verified(self, index: int) -> bool:
         return self._adjoint.verify == "always" or index == self._verified
