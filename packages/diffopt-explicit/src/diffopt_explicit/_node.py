@@ -70,9 +70,11 @@ def attach(
 ) -> list[Tensor | None]:
     """What a work gave, as part of the graph of the tensors."""
     outputs = [None if output is None else output.detach() for output in outputs]
-    if not torch.is_grad_enabled():
+    inputs = [*tensors, *work.outside]
+    in_graph = any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    if not torch.is_grad_enabled() or not in_graph:
         return outputs
-    return list(_Node.apply(work, len(outputs), *outputs, *tensors, *work.outside))
+    return list(_Node.apply(work, len(outputs), *outputs, *inputs))
 
 
 class _Node(torch.autograd.Function):
