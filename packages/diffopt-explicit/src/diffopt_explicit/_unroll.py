@@ -61,8 +61,9 @@ def unroll(
         aux: Whether `loss` returns a pair of the loss and anything else to be kept.
         adjoint: How the unroll is differentiated: `Store()`, the fastest; `Replay()`, in the
             memory of a few states and one step; or `Forward()`, in that of one, by few numbers.
-        gradient: How the inner gradients are differentiated: `Recorded()`, by the graph of each, or
-            `Recomputed()`, `Segmentwise()`, in less memory, `Compiled()` in less time.
+        gradient: How the inner gradients are differentiated: `Recorded()`, by the graph of each;
+            `Recomputed()`, `Segmentwise()`, in less memory; `Compiled()`, in less memory too, by
+            compiled steps.
         truncate: Differentiate only through the last `truncate` steps; what came before is taken
             as constant. What is left out shrinks like ``(1 - lr * m) ** truncate`` where the inner
             loss has curvature `m` around a minimum (Shaban et al. 2019), and is all there is of
