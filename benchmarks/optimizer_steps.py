@@ -74,7 +74,7 @@ def composed(grads: Column, exp_avgs: Column, exp_avg_sqs: Column) -> list[Tenso
     """Take the composed path where the fused one would be taken."""
     numbers = (NUMBERS["lr"], *NUMBERS["betas"], NUMBERS["eps"], 0.0)
     call, inputs, _ = check(
-        ADAM, 0, grads, (exp_avgs, exp_avg_sqs), STEP, numbers, 0.0, None, False, False,
+        ADAM, 0, grads, (exp_avgs, exp_avg_sqs), STEP, numbers, 0.0, None, False, False, False,
         lambda *_: None,
     )  # fmt: skip
     return _composed.step(call, inputs)

@@ -129,7 +129,7 @@ def test_native_rules_are_those_that_python_names():
 def test_native_functions_refuse_what_is_no_number(function, place, wrong):
     found = locate(([NOTHING],) * (1 if function == "forward" else 2), 2)
     rule = _native.rules["sgd"][0]
-    arguments = [rule, 0, 0, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0], 1]
+    arguments = [rule, 0, 0, False, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0], 1]
     arguments[place] = wrong
     with pytest.raises((TypeError, OverflowError)):
         getattr(_native, function)(*arguments)
@@ -138,13 +138,13 @@ def test_native_functions_refuse_what_is_no_number(function, place, wrong):
 @pytest.mark.parametrize("function", ["forward", "vjp"])
 @pytest.mark.parametrize(
     ("place", "wrong"),
-    [(0, 99), (1, -1), (2, 3), (4, [0.1]), (5, [1, 2]), (7, locate(([NOTHING],), 1)),
-     (8, [0] * 4)],
+    [(0, 99), (1, -1), (2, 3), (5, [0.1]), (6, [1, 2]), (8, locate(([NOTHING],), 1)),
+     (9, [0] * 4)],
 )  # fmt: skip
 def test_native_functions_refuse_what_would_lead_out_of_bounds(function, place, wrong):
     found = locate(([NOTHING],) * (1 if function == "forward" else 2), 2)
     rule = _native.rules["sgd"][0]
-    arguments = [rule, 0, 0, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0], 1]
+    arguments = [rule, 0, 0, False, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0], 1]
     getattr(_native, function)(*arguments)
     if function == "forward" and place == 7:
         arguments[2] = 1  # the parameters, which weight decay needs, are not among them
@@ -236,7 +236,15 @@ def test_arrays_may_begin_anywhere():
     n = 2**19
     inputs = torch.rand(3, n)
     found = locate(tuple([x] for x in inputs), 3)
-    arguments = (_native.rules["adam"][0], 0, 0, False, [0.1, 0.9, 0.99, 1e-3, 0.0, 0.0], [2])
+    arguments = (
+        _native.rules["adam"][0],
+        0,
+        0,
+        False,
+        False,
+        [0.1, 0.9, 0.99, 1e-3, 0.0, 0.0],
+        [2],
+    )
     results = []
     for shift in (0, 1, 7):
         buffers = [torch.full((n + 10,), -9.0) for _ in range(3)]

@@ -30,10 +30,11 @@ def tensors(*shapes, dtype=torch.float32):
 
 def forward(passes=_fused.passes, **changes):
     like = tensors((3, 4), (5,))
-    arguments = {"decoupled": False, "numbers": NUMBERS, "columns": (like, like, like), "steps": 2}
-    decoupled, numbers, columns, steps = (arguments | changes).values()
+    arguments = {"decoupled": False, "applied": False, "numbers": NUMBERS}
+    arguments |= {"columns": (like, like, like), "steps": 2}
+    decoupled, applied, numbers, columns, steps = (arguments | changes).values()
     return passes.forward(
-        ADAM.code, 0, decoupled, False, numbers, ADAM.bounds, columns, steps, 1
+        ADAM.code, 0, decoupled, False, applied, numbers, ADAM.bounds, columns, steps, 1
     )  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def test_the_usual_step_is_taken_at_once():
         {"numbers": replaced(0, torch.zeros((), device="meta"))},
         {"numbers": replaced(5, 0.1)},
         {"numbers": replaced(5, torch.tensor(0.0))},
+        {"applied": True},  # without parameters
         {"steps": 0},
         {"steps": -1},
         {"steps": True},
@@ -162,7 +164,7 @@ def test_each_tensor_has_its_own_step():
 def test_only_what_needs_a_derivative_gets_one():
     g, m, v, p = tensors(*[(2,)] * 4)
     needed = (False, True, False, True, False)
-    arguments = (ADAM.code, 0, 2, False, (None, *NUMBERS[1:5], 0.1), (3,), (2,))
+    arguments = (ADAM.code, 0, 2, False, False, (None, *NUMBERS[1:5], 0.1), (3,), (2,))
     lr = torch.tensor(0.1)
     cotangents = (g, None, m)
     first, *results = _fused.passes.vjp(
@@ -174,7 +176,7 @@ def test_only_what_needs_a_derivative_gets_one():
 
 def test_a_saved_tensor_of_another_size_is_left_to_others():
     g = torch.ones(2)
-    arguments = (ADAM.code, 0, 0, False, NUMBERS, (3,))
+    arguments = (ADAM.code, 0, 0, False, False, NUMBERS, (3,))
     given = ((g, g, g), (g, g, g), (True,) * 3, 1)
     assert _fused.passes.vjp(*arguments, (2,), *given) is not None
     assert _fused.passes.vjp(*arguments, (3,), *given) is None
@@ -204,4 +206,4 @@ def test_memory_that_is_not_like_the_input_is_not_written(empty_like):
 def test_bounds_of_another_rule_are_refused():
     columns = (tensors((2,)),) * 3
     with pytest.raises(ValueError, match="bounds: wrong count"):
-        _fused.passes.forward(ADAM.code, 0, False, False, NUMBERS, (1.0,), columns, 1, 1)
+        _fused.passes.forward(ADAM.code, 0, False, False, False, NUMBERS, (1.0,), columns, 1, 1)

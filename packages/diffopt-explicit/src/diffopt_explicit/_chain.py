@@ -28,6 +28,24 @@ class Chain:
         self, updates: Tree, state: tuple[Any, ...], params: Tree | None = None, **extra: Any
     ) -> tuple[Tree, tuple[Any, ...]]:
         """Pass the updates through all parts."""
+        self._check_state(state)
+        whole = fused.update(self.transforms, updates, state, params)
+        if whole is not None:
+            return whole
+        after = []
+        for transform, before in zip(self.transforms, state, strict=True):
+            updates, new = transform.update(updates, before, params, **extra)
+            after.append(new)
+        return updates, tuple(after)
+
+    def moved(
+        self, updates: Tree, state: tuple[Any, ...], params: Tree
+    ) -> tuple[Tree, tuple[Any, ...]] | None:
+        """The parameters and the state after an update, if one native step gives them at once."""
+        self._check_state(state)
+        return fused.moved(self.transforms, updates, state, params)
+
+    def _check_state(self, state: Any) -> None:
         if not isinstance(state, tuple):
             raise TypeError(
                 f"The state of a chain is a tuple, got {state!r}. Begin with what `init` returns."
@@ -37,14 +55,6 @@ class Chain:
                 f"This chain has {len(self.transforms)} transforms, but the state is that of "
                 f"{len(state)}. Use the state that this very chain's `init` or `update` returned."
             )
-        whole = fused.update(self.transforms, updates, state, params)
-        if whole is not None:
-            return whole
-        after = []
-        for transform, before in zip(self.transforms, state, strict=True):
-            updates, new = transform.update(updates, before, params, **extra)
-            after.append(new)
-        return updates, tuple(after)
 
 
 @dataclass(frozen=True)

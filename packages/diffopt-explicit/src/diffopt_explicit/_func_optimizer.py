@@ -34,7 +34,7 @@ class FuncOptimizer:
         >>> for _ in range(2):
         ...     params = optimizer.step(params["w"] ** 2, params)
         >>> params["w"]
-        tensor(0.2500, grad_fn=<AddBackward0>)
+        tensor(0.2500, grad_fn=<...>)
         >>> torch.autograd.grad(params["w"], (start["w"], lr))
         (tensor(0.2500), tensor(-2.))
     """

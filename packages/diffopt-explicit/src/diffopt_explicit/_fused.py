@@ -47,25 +47,44 @@ def update(
     transforms: Sequence[Transform], updates: Tree, states: Sequence[Any], params: Tree | None
 ) -> tuple[Tree, tuple[Any, ...]] | None:
     """Return what a chain of these transforms returns, or None if it must be composed."""
-    composed = torch.compiler.is_compiling() or operation_by_operation.get()
-    plan = None if composed else plan_of(transforms)
+    plan = _plan_now(transforms)
     if plan is None:
         return None
     step = FusedStep(plan, updates, states, params)
     narrow = step.present.pick(updates)
-    grads = [wide(grad) for grad in narrow]
-    moved, *new = plan.kernel.step(grads, **step.arguments(wide))
-    columns = {
-        name: step.present.put(step.columns[name], _with_dtypes(column, grads))
-        for name, column in zip(plan.kernel.columns, new, strict=True)
-        if name in step.columns
-    }
+    moved, after = step.take([wide(grad) for grad in narrow], step.arguments(wide))
     updates = step.present.put(updates, _with_dtypes(moved, narrow))
     rate = plan.parts["rate"]
     if is_tree(rate.lr):
         rates = everywhere(rate, "lr", 0, updates)
         updates = map_present(lambda u, lr: (lr * u).to(u.dtype), updates, rates)
-    return updates, step.after(columns)
+    return updates, after
+
+
+def moved(
+    transforms: Sequence[Transform], updates: Tree, states: Sequence[Any], params: Tree
+) -> tuple[Tree, tuple[Any, ...]] | None:
+    """Return the parameters that the update of a chain moves, and the states after it.
+
+    None if one native step cannot do all of that to the bit: an update of less than single
+    precision is rounded before it is added.
+    """
+    plan = _plan_now(transforms)
+    if plan is None or is_tree(plan.parts["rate"].lr):
+        return None
+    step = FusedStep(plan, updates, states, params)
+    grads, given = step.present.pick(updates), step.present.pick(params)
+    if any(wide(tensor) is not tensor for tensor in (*grads, *given)):
+        return None
+    arguments = {**step.arguments(wide), "params": given, "applied": True}
+    after, states = step.take(grads, arguments)
+    return step.present.put(params, after), states
+
+
+def _plan_now(transforms: Sequence[Transform]) -> Plan | None:
+    """How these transforms are fused, or None if they, or now all, must be composed."""
+    composed = torch.compiler.is_compiling() or operation_by_operation.get()
+    return None if composed else plan_of(transforms)
 
 
 class Plan(NamedTuple):
@@ -154,6 +173,18 @@ class FusedStep:
             if len(kernel.decays) > 1:
                 arguments["decoupled"] = role == "decoupled"
         return {**arguments, **self._numbers(), "maximize": "flip" in self._parts}
+
+    def take(
+        self, grads: list[Tensor], arguments: dict[str, Any]
+    ) -> tuple[list[Tensor], tuple[Any, ...]]:
+        """What the kernel gives for the updates, and the states after it."""
+        first, *new = self._kernel.step(grads, **arguments)
+        columns = {
+            name: self.present.put(self.columns[name], _with_dtypes(column, grads))
+            for name, column in zip(self._kernel.columns, new, strict=True)
+            if name in self.columns
+        }
+        return first, self.after(columns)
 
     def after(self, columns: dict[str, Tree]) -> tuple[Any, ...]:
         """The states after the step that made these columns, in the order of the chain."""

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from diffopt_explicit._apply import apply_updates
+from diffopt_explicit._chain import Chain
 from diffopt_explicit._gradient import gradient
 from diffopt_explicit._module_loss import ToTake
 from diffopt_explicit._note import leave_note, next_number
@@ -43,7 +44,9 @@ def step(
 def updated(tx: Transform, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
     """Return the parameters and the state after an update by these gradients."""
     first = next_number()
-    updates, state = tx.update(grads, state, params)
-    after = apply_updates(params, updates)
-    leave_note("update", first, after)
-    return after, state
+    at_once = tx.moved(grads, state, params) if isinstance(tx, Chain) else None
+    if at_once is None:
+        updates, state = tx.update(grads, state, params)
+        at_once = apply_updates(params, updates), state
+    leave_note("update", first, at_once[0])
+    return at_once

@@ -95,7 +95,7 @@ def unroll(
         >>> start = torch.tensor(1.0, requires_grad=True)
         >>> result = unroll(lambda w: w**2 / 2, sgd(lr=0.5), start, steps=3)
         >>> result.params
-        tensor(0.1250, grad_fn=<AddBackward0>)
+        tensor(0.1250, grad_fn=<...>)
         >>> torch.autograd.grad(result.params, start)
         (tensor(0.1250),)
 

@@ -41,6 +41,7 @@ def adagrad_step(
     weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one AdaGrad step of a list of tensors, differentiable to any order.
 
@@ -66,8 +67,9 @@ def adagrad_step(
         lr_decay: How the learning rate falls, at least 0.
         eps: Added to the root, at least 0.
         weight_decay: Factor of the L2 penalty, at least 0.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, and the new sums: lists of new tensors. bfloat16
@@ -93,7 +95,17 @@ def adagrad_step(
     """
     numbers = (lr, lr_decay, eps)
     updates, state_sums = step(
-        ADAGRAD, 0, grads, (state_sums,), steps, numbers, weight_decay, params, False, maximize
+        ADAGRAD,
+        0,
+        grads,
+        (state_sums,),
+        steps,
+        numbers,
+        weight_decay,
+        params,
+        False,
+        maximize,
+        applied,
     )
     return updates, state_sums
 

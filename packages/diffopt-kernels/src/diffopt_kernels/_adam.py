@@ -53,6 +53,7 @@ def adam_step(
     params: Sequence[Tensor] | None = None,
     decoupled: bool = False,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one Adam or AdamW step of a list of tensors, differentiable to any order.
 
@@ -83,9 +84,10 @@ def adam_step(
         eps: Added to the root, at least 0.
         eps_root: Added below the root, at least 0.
         weight_decay: Factor of the L2 penalty or, if `decoupled`, of AdamW's decay; at least 0.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, new first and new second moments: lists of new
@@ -113,7 +115,7 @@ def adam_step(
     numbers = (lr, *pair("betas", betas), eps, eps_root)
     updates, exp_avgs, exp_avg_sqs = step(
         ADAM, 0, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, params, decoupled,
-        maximize,
+        maximize, applied,
     )  # fmt: skip
     return updates, exp_avgs, exp_avg_sqs
 
@@ -174,6 +176,7 @@ def amsgrad_step(
     params: Sequence[Tensor] | None = None,
     decoupled: bool = False,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one AMSGrad step of a list of tensors, differentiable to any order.
 
@@ -197,9 +200,10 @@ def amsgrad_step(
         eps: Added to the root.
         eps_root: Added below the root.
         weight_decay: Factor of the L2 penalty or, if `decoupled`, of AdamW's decay.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, and the new ``m``, ``v`` and ``w``.
@@ -224,7 +228,7 @@ def amsgrad_step(
     numbers = (lr, *pair("betas", betas), eps, eps_root)
     states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
     updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = step(
-        ADAM, 1, grads, states, steps, numbers, weight_decay, params, decoupled, maximize
+        ADAM, 1, grads, states, steps, numbers, weight_decay, params, decoupled, maximize, applied
     )
     return updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs
 

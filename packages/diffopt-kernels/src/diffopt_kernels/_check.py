@@ -27,6 +27,7 @@ def check(
     params: Sequence[Tensor] | None,
     decoupled: bool,
     maximize: bool,
+    applied: bool,
     look: Callable[..., Found | None],
 ) -> tuple[Call, tuple[Any, ...], Found | None]:
     """Return the call, its flat inputs, and where they lie if they may take the fused path.
@@ -40,6 +41,8 @@ def check(
     has_params = is_on(hyper[-1])
     if has_params and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
+    if applied and params is None:
+        raise ValueError("`params` must be given where the updates are to be `applied`.")
 
     columns = (grads, *states) if params is None else (grads, *states, params)
     learned = [] if plain else [x for x in hyper if isinstance(x, Tensor)]
@@ -53,8 +56,8 @@ def check(
 
     kind = 0 if not has_params else 2 if decoupled else 1
     steps = check_steps(steps, len(grads))
-    call = Call(rule, variant, steps, kind, bool(maximize), plain)
-    if params is not None and not has_params:
+    call = Call(rule, variant, steps, kind, bool(maximize), bool(applied), plain)
+    if params is not None and not call.has_params:
         columns = columns[:-1]
     return call, (*hyper, *chain.from_iterable(columns)), found
 

@@ -10,7 +10,7 @@ from diffopt_kernels._rule import Call, split
 
 
 def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """Return the updates, then each column of new states."""
+    """Return the updates, or the new parameters, then each column of new states."""
     columns = _step_wide(call, inputs)
     grads = inputs[call.width : call.width + len(call.steps)]
     return [
@@ -68,7 +68,7 @@ def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
     for i, (step, numbers) in enumerate(zip(call.steps, rows, strict=True)):
         lr, weight_decay = numbers[0], numbers[-1]
         g, *states = (_widened(column[i]) for column in columns)
-        p = states.pop() if call.decay else None
+        p = states.pop() if call.has_params else None
 
         if call.maximize:
             g = -g
@@ -77,6 +77,8 @@ def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
         u, *states = call.rule.formula(call.variant, step, numbers, g, states)
         if p is not None and call.decay == 2:
             u = u - like(lr * weight_decay, p) * p
+        if p is not None and call.applied:
+            u = p + u
 
         for column, result in zip(results, (u, *states), strict=True):
             column.append(result)

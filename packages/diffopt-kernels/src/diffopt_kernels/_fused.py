@@ -49,21 +49,23 @@ def step_at_once(
     numbers: tuple[Any, ...],
     decoupled: bool,
     maximize: bool,
+    applied: bool,
 ) -> Sequence[Tensor] | None:
-    """Return the updates, then each column of new states, if one native call can do all.
+    """Return the updates, or the new parameters, then each column of new states.
 
-    It tells whether the arguments are right and the tensors contiguous on the CPU.
+    Or nothing, unless one native call can do all, which itself tells whether the arguments are
+    right, and the tensors contiguous and on the CPU.
     """
     if ambient_obstacle():
         return None
     made = passes.forward(
-        rule.code, variant, decoupled, maximize, numbers, rule.bounds, columns, steps,
-        torch.get_num_threads(),
+        rule.code, variant, decoupled, maximize, applied, numbers, rule.bounds, columns,
+        steps, torch.get_num_threads(),
     )  # fmt: skip
     if made is None:
         return None
     decay, plain, steps, sizes, arrays, outputs = made
-    call = Call(rule, variant, steps, decay, maximize, plain)
+    call = Call(rule, variant, steps, decay, maximize, applied, plain)
     return _recorded(call, sizes, numbers, arrays, outputs)
 
 
@@ -134,8 +136,9 @@ class _FusedStep(torch.autograd.Function):
         (call, sizes, known), tensors = ctx.told, ctx.saved_tensors
         if not torch.is_grad_enabled() and not ambient_obstacle():
             results = passes.vjp(
-                call.rule.code, call.variant, call.decay, call.maximize, known, call.steps, sizes,
-                tensors, cotangents, ctx.needs_input_grad, torch.get_num_threads(),
+                call.rule.code, call.variant, call.decay, call.maximize, call.applied, known,
+                call.steps, sizes, tensors, cotangents, ctx.needs_input_grad,
+                torch.get_num_threads(),
             )  # fmt: skip
             if results is not None:
                 return results
@@ -267,22 +270,14 @@ def _constant(call: Call, known: Sequence[Any], needed: tuple[bool, ...]) -> lis
     of_numbers, of_arrays = _merged_needs(call, known, needed)
     constant = []
     for i, (step, *row) in enumerate(zip(call.steps, *_columns(of_arrays, count), strict=True)):
-        kind = (call.rule, call.variant, call.decay, step == 1, of_numbers, tuple(row))
-        constant += [k * count + i for k in _constant_of_one(*kind)]
+        one = call._replace(steps=(1 if step == 1 else 2,), maximize=False, plain=False)
+        constant += [k * count + i for k in _constant_of_one(one, of_numbers, tuple(row))]
     return constant
 
 
 @functools.cache
-def _constant_of_one(
-    rule: Rule,
-    variant: int,
-    decay: int,
-    first: bool,
-    numbers: tuple[bool, ...],
-    row: tuple[bool, ...],
-) -> list[int]:
+def _constant_of_one(call: Call, numbers: tuple[bool, ...], row: tuple[bool, ...]) -> list[int]:
     # The composed formula is asked: it is the only place that says what enters where.
-    call = Call(rule, variant, (1 if first else 2,), decay, False, False)
     half = torch.full((), 0.5, dtype=torch.float64, device="cpu")
     inputs = tuple(half.clone().requires_grad_(need) for need in (*numbers, *row))
     # The user's hooks on saved tensors have no business here.

@@ -20,6 +20,7 @@ def forward(
     outputs: Sequence[Tensor],
 ) -> None:
     """Run the step on inputs that lie as `found`; the caller holds them."""
+    call = call._replace(applied=call.applied or in_place)
     _run("forward", call, numbers, found, in_place, outputs)
 
 
@@ -61,6 +62,7 @@ def _run(
         call.variant,
         call.decay,
         call.maximize,
+        call.applied,
         numbers if call.plain else _on_host(numbers, len(call.steps)),
         call.steps,
         flag,

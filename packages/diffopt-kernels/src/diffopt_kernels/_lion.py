@@ -38,6 +38,7 @@ def lion_step(
     weight_decay: Number = 0.0,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one Lion step of a list of tensors, differentiable to any order.
 
@@ -59,8 +60,9 @@ def lion_step(
             derivative if it requires grad; its range is not checked.
         betas: Shares of the momentum in the direction and in the new momentum, each in [0, 1).
         weight_decay: Factor of the decoupled decay, at least 0.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, and the new momenta: lists of new tensors.
@@ -85,7 +87,7 @@ def lion_step(
     """
     numbers = (lr, *pair("betas", betas))
     updates, exp_avgs = step(
-        LION, 0, grads, (exp_avgs,), 1, numbers, weight_decay, params, True, maximize
+        LION, 0, grads, (exp_avgs,), 1, numbers, weight_decay, params, True, maximize, applied
     )
     return updates, exp_avgs
 

@@ -61,6 +61,7 @@ def nadam_step(
     params: Sequence[Tensor] | None = None,
     decoupled: bool = False,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Number]:
     """Compute one NAdam step of a list of tensors, differentiable to any order.
 
@@ -91,9 +92,10 @@ def nadam_step(
         eps: Added to the root.
         momentum_decay: How soon the momentum grows to ``beta1``, at least 0.
         weight_decay: Factor of the L2 penalty or, if `decoupled`, of AdamW's decay.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, the new ``m`` and ``v``, and the new ``M``: one
@@ -121,7 +123,7 @@ def nadam_step(
     numbers = (lr, beta1, beta2, eps, *shares)
     updates, exp_avgs, exp_avg_sqs = step(
         NADAM, 0, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, params, decoupled,
-        maximize,
+        maximize, applied,
     )  # fmt: skip
     return updates, exp_avgs, exp_avg_sqs, mu_products
 

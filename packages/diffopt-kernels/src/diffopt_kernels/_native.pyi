@@ -19,6 +19,8 @@ rules: dict[str, tuple[int, int, list[int]]]
 """By name: the code, the number of hyperparameters, the number of states of each variant."""
 cuda_architectures: str
 """As CMake names them, separated by ", "; where it is empty, there are no functions for CUDA."""
+kept_limit: int
+"""How many bytes of outputs that are gone are kept for others."""
 
 class Found:
     """What lists of tensors have in common, and where they lie."""
@@ -69,12 +71,16 @@ class Passes:
     """
 
     def __init__(self, looker: Looker, empty_like: Callable[[Tensor], Tensor], /) -> None: ...
+    @property
+    def keeps(self) -> bool:
+        """Whether the memory of large outputs is kept when these are gone."""
     def forward(
         self,
         rule: int,
         variant: int,
         decoupled: bool,
         maximize: bool,
+        applied: bool,
         numbers: tuple[Any, ...],
         bounds: tuple[float, ...],
         columns: tuple[Any, ...],
@@ -85,7 +91,7 @@ class Passes:
         tuple[int, bool, tuple[int, ...], tuple[int, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
         | None
     ):
-        """Take a step of lists of gradients, states and, where there is decay, parameters.
+        """Take a step of lists of gradients, states and, where they are needed, parameters.
 
         Returns where weight decay enters, whether all numbers are floats, a step and a size for
         each row, the inputs in a row, and the outputs. Floats are at least 0 and less than their
@@ -97,6 +103,7 @@ class Passes:
         variant: int,
         decay: int,
         maximize: bool,
+        applied: bool,
         numbers: tuple[Any, ...],
         steps: tuple[int, ...],
         sizes: tuple[int, ...],
@@ -113,11 +120,15 @@ class Passes:
         given, and so they do in what is returned.
         """
 
+def kept_bytes() -> int:
+    """How much memory of outputs is kept now."""
+
 def forward(
     rule: int,
     variant: int,
     decay: int,
     maximize: bool,
+    applied: bool,
     hyper: Sequence[float],
     steps: Sequence[int],
     in_place: bool,
@@ -131,6 +142,7 @@ def vjp(
     variant: int,
     decay: int,
     maximize: bool,
+    applied: bool,
     hyper: Sequence[float],
     steps: Sequence[int],
     sums: int,
@@ -144,6 +156,7 @@ def cuda_forward(
     variant: int,
     decay: int,
     maximize: bool,
+    applied: bool,
     hyper: Sequence[float],
     steps: Sequence[int],
     in_place: bool,
@@ -160,6 +173,7 @@ def cuda_vjp(
     variant: int,
     decay: int,
     maximize: bool,
+    applied: bool,
     hyper: Sequence[float],
     steps: Sequence[int],
     sums: int,

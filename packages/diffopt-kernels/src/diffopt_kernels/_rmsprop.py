@@ -57,6 +57,7 @@ def rmsprop_step(
     centered: bool = False,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one RMSProp step of a list of tensors, differentiable to any order.
 
@@ -87,8 +88,9 @@ def rmsprop_step(
         weight_decay: Factor of the L2 penalty, at least 0.
         momentum: Share of the buffer that is kept, at least 0.
         centered: Divide by the standard deviation of the gradients.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, and the new ``s``, ``a`` and ``b``: lists of new
@@ -118,7 +120,7 @@ def rmsprop_step(
     variant, states = _in_use(square_avgs, grad_avgs, momentum_buffers, momentum, centered)
     numbers = (lr, alpha, eps, momentum)
     updates, new_square_avgs, *new = step(
-        RMSPROP, variant, grads, states, 1, numbers, weight_decay, params, False, maximize
+        RMSPROP, variant, grads, states, 1, numbers, weight_decay, params, False, maximize, applied
     )
     return (
         updates,

@@ -49,8 +49,9 @@ class Call(NamedTuple):
     """What a step is told besides its inputs.
 
     The inputs are one flat tuple, as an autograd function needs them: the rule's numbers and
-    weight decay, then all gradients, each column of states and, if there is weight decay, all
-    parameters. The outputs are the updates and the columns of new states.
+    weight decay, then all gradients, each column of states and, if there is weight decay or the
+    updates are applied, all parameters. The outputs are the updates, or the new parameters, and the
+    columns of new states.
     """
 
     rule: Rule
@@ -58,6 +59,7 @@ class Call(NamedTuple):
     steps: tuple[int, ...]  # one a tensor
     decay: int  # 0: none, 1: coupled, 2: decoupled
     maximize: bool
+    applied: bool  # whether the new parameters are asked for, in the place of the updates
     plain: bool  # whether every number is a float, for all tensors
 
     @property
@@ -69,6 +71,11 @@ class Call(NamedTuple):
     def depth(self) -> int:
         """Number of state columns."""
         return len(self.rule.states[self.variant])
+
+    @property
+    def has_params(self) -> bool:
+        """Whether the inputs end with the parameters."""
+        return self.applied or self.decay > 0
 
 
 def split(call: Call, inputs: tuple[Any, ...]) -> tuple[list[Any], list[list[Any]]]:

@@ -44,6 +44,7 @@ def sgd_step(
     nesterov: bool = False,
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
+    applied: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one step of gradient descent of a list of tensors, differentiable to any order.
 
@@ -70,8 +71,9 @@ def sgd_step(
         dampening: Share of the gradient that is not added to the buffer, at least 0.
         weight_decay: Factor of the L2 penalty, at least 0.
         nesterov: Step ahead along the buffer; needs `momentum` and no `dampening`.
-        params: Parameters, needed if `weight_decay` is a tensor or not 0.
+        params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
+        applied: Return the new parameters, ``params + updates``, in the place of the updates.
 
     Returns:
         Updates, to be *added* to the parameters, and new buffers: lists of new tensors. Without
@@ -100,7 +102,7 @@ def sgd_step(
     states = (momentum_buffers,) if variant else ()
     numbers = (lr, momentum, dampening)
     updates, *new = step(
-        SGD, variant, grads, states, steps, numbers, weight_decay, params, False, maximize
+        SGD, variant, grads, states, steps, numbers, weight_decay, params, False, maximize, applied
     )
     return updates, new[0] if new else list(momentum_buffers or ())
 

@@ -25,15 +25,16 @@ def step(
     params: Sequence[Tensor] | None,
     decoupled: bool,
     maximize: bool,
+    applied: bool,
 ) -> list[list[Tensor]]:
-    """Return the updates and each column of new states."""
+    """Return the updates, or the new parameters, and each column of new states."""
     columns = (grads, *states) if params is None else (grads, *states, params)
     hyper = (*numbers, weight_decay)
-    outputs = step_at_once(rule, variant, columns, steps, hyper, decoupled, maximize)
+    outputs = step_at_once(rule, variant, columns, steps, hyper, decoupled, maximize, applied)
     if outputs is None:
         call, inputs, found = check(
             rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
-            look,
+            applied, look,
         )  # fmt: skip
         if not grads:
             return [[] for _ in range(1 + len(states))]
@@ -59,7 +60,7 @@ def step_(
     columns = dict(zip(names, (params, grads, *states), strict=True))
     call, inputs, found = check(
         rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
-        look,
+        False, look,
     )  # fmt: skip
     _refuse_graph(columns)
     refuse_learned(**dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))

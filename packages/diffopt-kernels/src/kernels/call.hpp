@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -9,6 +10,12 @@ namespace diffopt {
 
 /// Element types, by the code that Python passes.
 enum class Dtype : int { float64, float32, bfloat16, float16 };
+
+/// Bytes of an element.
+DIFFOPT_RULE std::size_t element_bytes(Dtype dtype) {
+    constexpr std::size_t bytes[] = {8, 4, 2, 2};
+    return bytes[static_cast<int>(dtype)];
+}
 
 /// Where weight decay enters: nowhere, into the gradient, or into the update.
 enum class Decay : int { none, coupled, decoupled };
@@ -31,7 +38,8 @@ struct Call {
     Dtype dtype;
     Decay decay;
     bool maximize;
-    bool in_place;  // forward: `out_update` receives the new parameter instead of the update
+    bool applied;   // `out_update` receives the new parameter instead of the update
+    bool in_place;  // forward: what is written is where it was read
     bool streams;   // what is written goes around the caches
 };
 

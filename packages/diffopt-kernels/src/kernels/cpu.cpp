@@ -124,10 +124,9 @@ constexpr std::size_t streamed_bytes = 20 << 20;
 
 /// Makes new memory ready, and returns how it is best written.
 Call prepared(Call call, const std::vector<Tensor> &tensors) {
-    constexpr std::int64_t sizes[] = {8, 4, 2, 2};  // of an element, by dtype
     std::size_t touched = 0;
     for (const auto &t : tensors) {
-        const auto size = static_cast<std::size_t>(t.size * sizes[static_cast<int>(call.dtype)]);
+        const auto size = static_cast<std::size_t>(t.size) * element_bytes(call.dtype);
         const auto read = [&](const void *array) { touched += array ? size : 0; };
         const auto write = [&](void *array) {
             ask_for_pages(array, size);

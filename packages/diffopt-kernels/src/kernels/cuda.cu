@@ -110,7 +110,7 @@ __device__ void store(void *array, std::int64_t i, const Wide<S> (&from)[n]) {
 
 /// Computes n elements, from the i-th on.
 template <int n, typename S, typename Rule, typename T>
-__device__ void forward_elements(const Tensor &t, const Prepared<Rule, T> &prepared, bool in_place,
+__device__ void forward_elements(const Tensor &t, const Prepared<Rule, T> &prepared,
                                  std::int64_t i) {
     const auto &around = prepared.around;
     T g[n], p[n], s[max_states][n];
@@ -125,7 +125,7 @@ __device__ void forward_elements(const Tensor &t, const Prepared<Rule, T> &prepa
         const T d = around.coupled ? around.decayed(g[j], p[j]) : around.sign * g[j];
         T u = prepared.rule.forward(d, state);
         if (around.decoupled) u = around.shrunk(u, p[j]);
-        g[j] = in_place ? p[j] + u : u;
+        g[j] = around.moved(u, p[j]);
         for (int k = 0; k < Rule::states; ++k) s[k][j] = state[k];
     }
     store<S>(t.out_update, i, g);
@@ -163,7 +163,10 @@ __device__ void vjp_elements(const Tensor &t, const Prepared<Rule, T> &prepared,
                 sums[Rule::hypers] += static_cast<double>(around.per_decoupled(p[j], du[j]));
             }
         }
-        p[j] = around.coupled ? around.d_decayed(d_descent) : around.d_shrunk(du[j]);
+        const T d_p = around.coupled     ? around.d_decayed(d_descent)
+                      : around.decoupled ? around.d_shrunk(du[j])
+                                         : T(0);
+        p[j] = around.d_parameter(d_p, du[j]);
         g[j] = around.sign * d_descent;
         for (int k = 0; k < Rule::states; ++k) ds[k][j] = d_state[k];
     }
@@ -196,13 +199,10 @@ __global__ void __launch_bounds__(threads)
     const std::int64_t chunk = rows.rows[0].first_chunk + blockIdx.x;
     const auto &row = rows.find(chunk);
     const auto prepared = rows.prepared_for(row);
-    const bool in_place = rows.call.in_place;
     for_each_element<S>(
         row, chunk,
-        [&](std::int64_t i) {
-            forward_elements<16 / sizeof(S), S>(row.tensor, prepared, in_place, i);
-        },
-        [&](std::int64_t i) { forward_elements<1, S>(row.tensor, prepared, in_place, i); });
+        [&](std::int64_t i) { forward_elements<16 / sizeof(S), S>(row.tensor, prepared, i); },
+        [&](std::int64_t i) { forward_elements<1, S>(row.tensor, prepared, i); });
 }
 
 /// Adds up what the threads of a block hold, always in the same order.

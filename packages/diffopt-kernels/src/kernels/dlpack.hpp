@@ -4,7 +4,7 @@
 
 namespace diffopt::dlpack {
 
-// The part of DLPack's binary interface that tells what a tensor is: version 1.3 of
+// The part of DLPack's binary interface that tells what a tensor is, and makes one: version 1.3 of
 // https://dmlc.github.io/dlpack/latest/c_api.html, which promises not to change within version 1.
 
 enum DeviceType : std::int32_t { cpu = 1, cuda = 2 };
@@ -28,12 +28,23 @@ struct Tensor {
     std::uint64_t byte_offset;
 };
 
+/// A tensor whose memory somebody else gives back.
+struct Managed {
+    std::uint32_t major, minor;
+    void *context;
+    void (*give_back)(Managed *self);
+    std::uint64_t flags;
+    Tensor tensor;
+};
+
 /// What `Tensor.__dlpack_c_exchange_api__` holds: functions that a library offers others.
 struct Exchange {
     std::uint32_t major, minor;
     Exchange *older;
-    void (*allocate)(), (*export_owning)(), (*import_owning)();  // of no use here
-    int (*describe)(void *object, Tensor *description);          // may be null
+    void (*allocate)(), (*export_owning)();  // of no use here
+    /// Makes an object of a tensor, which from then on is the object's if this returns 0.
+    int (*import_owning)(Managed *tensor, void **object);
+    int (*describe)(void *object, Tensor *description);  // may be null
     void (*current_stream)();
 };
 

@@ -156,6 +156,8 @@ std::int64_t View::size() const {
     return product;
 }
 
+std::size_t View::bytes() const { return static_cast<std::size_t>(size()) * element_bytes(dtype); }
+
 py::tuple flatten(const py::tuple &columns) {
     const auto null = py::reinterpret_steal<py::tuple>(nullptr);
     Py_ssize_t rows = -1;

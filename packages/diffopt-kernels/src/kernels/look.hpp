@@ -21,6 +21,7 @@ struct View {
     bool contiguous;
 
     std::int64_t size() const;
+    std::size_t bytes() const;
 };
 
 /// The tensors of lists, one list after the other; null unless these are lists of one length.
@@ -46,6 +47,9 @@ class Looker {
 
     /// One that is known to be no lazy negation. Throws if it is not plain memory.
     void describe(PyObject *tensor, View &view) const;
+
+    /// What torch offers others; null where it does not yet.
+    const dlpack::Exchange *exchange() const { return exchange_; }
 
    private:
     std::optional<Found> look(const std::vector<PyObject *> &flat, std::size_t rows,

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu.hpp"
+#include "kept.hpp"
 #include "look.hpp"
 #include "passes.hpp"
 #include "request.hpp"
@@ -35,12 +36,13 @@ std::vector<T> read(const py::object &numbers, Convert convert) {
     return found;
 }
 
-Request make_request(int rule, int variant, int decay, bool maximize, const py::object &hyper,
-                     const py::object &steps, const Found &found) {
+Request make_request(int rule, int variant, int decay, bool maximize, bool applied,
+                     const py::object &hyper, const py::object &steps, const Found &found) {
     return {rule,
             variant,
             decay,
             maximize,
+            applied,
             read<double>(hyper, PyFloat_AsDouble),
             read<std::int64_t>(steps, PyLong_AsLongLong),
             found};
@@ -50,20 +52,20 @@ std::vector<std::uintptr_t> read_addresses(const py::object &addresses) {
     return read<std::uintptr_t>(addresses, PyLong_AsUnsignedLongLong);
 }
 
-void forward(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+void forward(int rule, int variant, int decay, bool maximize, bool applied, const py::object &hyper,
              const py::object &steps, bool in_place, const Found &found, const py::object &outputs,
              int threads) {
-    auto request = make_request(rule, variant, decay, maximize, hyper, steps, found);
+    auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
     request.call.in_place = in_place;
     request.place_forward(found, read_addresses(outputs));
     const py::gil_scoped_release unlocked;
     diffopt::forward(request.call, request.tensors, threads);
 }
 
-void vjp(int rule, int variant, int decay, bool maximize, const py::object &hyper,
+void vjp(int rule, int variant, int decay, bool maximize, bool applied, const py::object &hyper,
          const py::object &steps, std::uintptr_t sums, const Found &found,
          const py::object &outputs, int threads) {
-    auto request = make_request(rule, variant, decay, maximize, hyper, steps, found);
+    auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
     request.place_vjp(found, read_addresses(outputs));
     const py::gil_scoped_release unlocked;
     diffopt::vjp(request.call, request.tensors, reinterpret_cast<double *>(sums), threads);
@@ -104,11 +106,11 @@ diffopt::cuda::Queue make_queue(const Request &request, int device, std::uintptr
     return queue;
 }
 
-void cuda_forward(int rule, int variant, int decay, bool maximize, const py::object &hyper,
-                  const py::object &steps, bool in_place, const Found &found,
-                  const py::object &outputs, int device, std::uintptr_t stream,
+void cuda_forward(int rule, int variant, int decay, bool maximize, bool applied,
+                  const py::object &hyper, const py::object &steps, bool in_place,
+                  const Found &found, const py::object &outputs, int device, std::uintptr_t stream,
                   std::uintptr_t workspace, const std::vector<Source> &sources) {
-    auto request = make_request(rule, variant, decay, maximize, hyper, steps, found);
+    auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
     request.call.in_place = in_place;
     request.place_forward(found, read_addresses(outputs));
     const auto queue = make_queue(request, device, stream, workspace, sources);
@@ -116,11 +118,11 @@ void cuda_forward(int rule, int variant, int decay, bool maximize, const py::obj
     diffopt::cuda::forward(request.call, request.tensors, queue);
 }
 
-void cuda_vjp(int rule, int variant, int decay, bool maximize, const py::object &hyper,
-              const py::object &steps, std::uintptr_t sums, const Found &found,
-              const py::object &outputs, int device, std::uintptr_t stream,
+void cuda_vjp(int rule, int variant, int decay, bool maximize, bool applied,
+              const py::object &hyper, const py::object &steps, std::uintptr_t sums,
+              const Found &found, const py::object &outputs, int device, std::uintptr_t stream,
               std::uintptr_t workspace, const std::vector<Source> &sources) {
-    auto request = make_request(rule, variant, decay, maximize, hyper, steps, found);
+    auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
     request.place_vjp(found, read_addresses(outputs));
     const auto queue = make_queue(request, device, stream, workspace, sources);
     const py::gil_scoped_release unlocked;
@@ -132,6 +134,7 @@ void cuda_vjp(int rule, int variant, int decay, bool maximize, const py::object 
 
 PYBIND11_MODULE(_native, module) {
     diffopt::choose_simd();
+    module.attr("kept_limit") = diffopt::kept_limit();
     py::class_<Found>(module, "Found")
         .def_readonly("sizes", &Found::sizes)
         .def_readonly("addresses", &Found::addresses)
@@ -144,10 +147,12 @@ PYBIND11_MODULE(_native, module) {
         .def("__call__", &diffopt::Looker::operator());
     py::class_<diffopt::Passes>(module, "Passes")
         .def(py::init<diffopt::Looker, py::object>())
+        .def_property_readonly("keeps", &diffopt::Passes::keeps)
         .def("forward", &diffopt::Passes::forward)
         .def("vjp", &diffopt::Passes::vjp);
     module.def("forward", &forward);
     module.def("vjp", &vjp);
+    module.def("kept_bytes", &diffopt::kept_bytes);
     module.attr("rules") = rules();
     module.attr("version") = DIFFOPT_VERSION;
     module.attr("compiler") = compiler();

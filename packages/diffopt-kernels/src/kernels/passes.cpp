@@ -104,8 +104,8 @@ void leave_out(std::vector<bool> &wanted, const std::vector<PyObject *> &cotange
 
 }  // namespace
 
-Passes::Passes(Looker looker, py::object empty_like)
-    : looker_(std::move(looker)), empty_like_(std::move(empty_like)) {}
+Passes::Passes(const Looker &looker, py::object empty_like)
+    : looker_(looker), outputs_(looker, std::move(empty_like)) {}
 
 std::optional<Passes::Numbers> Passes::read(const py::tuple &numbers, PyObject *const *kept) const {
     Numbers found;
@@ -125,9 +125,7 @@ std::optional<Passes::Numbers> Passes::read(const py::tuple &numbers, PyObject *
 }
 
 py::object Passes::make_like(PyObject *tensor, std::int64_t size, View &made) const {
-    auto like = py::reinterpret_steal<py::object>(PyObject_CallOneArg(empty_like_.ptr(), tensor));
-    if (!like) throw py::error_already_set();
-    looker_.describe(like.ptr(), made);
+    auto like = outputs_.make_like(tensor, made);
     const bool alike = made.size() == size && made.contiguous && made.device == Found::on_cpu;
     expect(alike, "empty_like: unlike");
     return like;
@@ -160,7 +158,7 @@ void Passes::put_sums(const std::vector<double> &sums, const Numbers &hyper, PyO
     }
 }
 
-py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize,
+py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize, bool applied,
                            const py::tuple &numbers, const py::tuple &bounds,
                            const py::tuple &columns, const py::object &steps, int threads) const {
     const auto arrays = flatten(columns);
@@ -176,8 +174,10 @@ py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize,
     const bool is_float = PyFloat_CheckExact(PyTuple_GET_ITEM(numbers.ptr(), numbers.size() - 1));
     const bool decays = !is_float || hyper->values.back() != 0;
     const int decay = !decays ? 0 : decoupled ? 2 : 1;
-    Request request(rule, variant, decay, maximize, hyper->values, integers(each_step), *found);
-    const std::size_t made = (1 + request.states()) * rows, used = made + decays * rows;
+    Request request(rule, variant, decay, maximize, applied, hyper->values, integers(each_step),
+                    *found);
+    const std::size_t made = (1 + request.states()) * rows;
+    const std::size_t used = made + (decays || applied) * rows;
     if (arrays.size() < used) return py::none();
     py::tuple outputs(made);
     const std::vector<bool> all(made, true);
@@ -191,9 +191,10 @@ py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize,
                           outputs);
 }
 
-py::object Passes::vjp(int rule, int variant, int decay, bool maximize, const py::tuple &numbers,
-                       const py::tuple &steps, const py::tuple &sizes, const py::tuple &tensors,
-                       const py::tuple &cotangents, const py::tuple &needed, int threads) const {
+py::object Passes::vjp(int rule, int variant, int decay, bool maximize, bool applied,
+                       const py::tuple &numbers, const py::tuple &steps, const py::tuple &sizes,
+                       const py::tuple &tensors, const py::tuple &cotangents,
+                       const py::tuple &needed, int threads) const {
     const auto kept = items(tensors), last = items(cotangents);
     const auto hyper = read(numbers, kept.data());
     if (!hyper) return py::none();
@@ -204,12 +205,22 @@ py::object Passes::vjp(int rule, int variant, int decay, bool maximize, const py
     const auto found = looker_.look_on_cpu(flat, rows, columns);
     if (!found || found->sizes != integers(sizes)) return py::none();
 
-    Request request(rule, variant, decay, maximize, hyper->values, integers(steps), *found);
+    Request request(rule, variant, decay, maximize, applied, hyper->values, integers(steps),
+                    *found);
     py::tuple results(needed.size());
     for (std::size_t i = 0; i < needed.size(); ++i) results[i] = py::none();
     auto of_arrays = flags(needed, lead + learned, needed.size());
     const auto of_numbers = flags(needed, lead, lead + learned);
     leave_out(of_arrays, last, rows);
+    if (applied && decay == 0) {
+        // A parameter gets the very cotangent of what it becomes.
+        const std::size_t first = of_arrays.size() - rows;
+        for (std::size_t i = 0; i < rows; ++i) {
+            if (of_arrays[first + i])
+                results[lead + learned + first + i] = py::reinterpret_borrow<py::object>(last[i]);
+            of_arrays[first + i] = false;
+        }
+    }
     request.place_vjp(*found, make_row(flat, *found, of_arrays, results, lead + learned));
     const bool sums = std::any_of(of_numbers.begin(), of_numbers.end(), [](bool x) { return x; });
     std::vector<double> shares(sums ? request.width() * rows : 0);

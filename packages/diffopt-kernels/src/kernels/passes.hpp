@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "look.hpp"
+#include "outputs.hpp"
 
 namespace diffopt {
 
@@ -15,13 +16,16 @@ namespace diffopt {
 /// each hyperparameter is one number for all: see _native.pyi. Otherwise they return None.
 class Passes {
    public:
-    Passes(Looker looker, pybind11::object empty_like);
+    Passes(const Looker &looker, pybind11::object empty_like);
 
-    pybind11::object forward(int rule, int variant, bool decoupled, bool maximize,
+    /// Whether torch takes memory that is not its own: NOTE [kept memory].
+    bool keeps() const { return looker_.exchange() != nullptr; }
+
+    pybind11::object forward(int rule, int variant, bool decoupled, bool maximize, bool applied,
                              const pybind11::tuple &numbers, const pybind11::tuple &bounds,
                              const pybind11::tuple &columns, const pybind11::object &steps,
                              int threads) const;
-    pybind11::object vjp(int rule, int variant, int decay, bool maximize,
+    pybind11::object vjp(int rule, int variant, int decay, bool maximize, bool applied,
                          const pybind11::tuple &numbers, const pybind11::tuple &steps,
                          const pybind11::tuple &sizes, const pybind11::tuple &tensors,
                          const pybind11::tuple &cotangents, const pybind11::tuple &needed,
@@ -49,7 +53,7 @@ class Passes {
                   const std::vector<bool> &wanted, pybind11::tuple &into, std::size_t first) const;
 
     Looker looker_;
-    pybind11::object empty_like_;
+    Outputs outputs_;
 };
 
 }  // namespace diffopt

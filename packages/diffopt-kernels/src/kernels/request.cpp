@@ -36,7 +36,7 @@ Columns place_inputs(const Call &call, std::vector<Tensor> &tensors, std::size_t
     columns.give(tensors, [](Tensor &t) -> auto & { return t.g; });
     for (std::size_t k = 0; k < states; ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.states[k]; });
-    if (call.decay != Decay::none || call.in_place)
+    if (call.decay != Decay::none || call.applied)
         columns.give(tensors, [](Tensor &t) -> auto & { return t.p; });
     return columns;
 }
@@ -53,14 +53,15 @@ void expect(bool right, const char *what) {
     if (!right) throw std::invalid_argument(what);
 }
 
-Request::Request(int rule, int variant, int decay, bool maximize, std::vector<double> numbers,
-                 const std::vector<std::int64_t> &steps, const Found &found)
+Request::Request(int rule, int variant, int decay, bool maximize, bool applied,
+                 std::vector<double> numbers, const std::vector<std::int64_t> &steps,
+                 const Found &found)
     : tensors(found.sizes.size()), numbers_(std::move(numbers)) {
     expect(0 <= rule && rule < static_cast<int>(rules().size()), "rule: unknown code");
     const auto &info = rules()[rule];
     expect(0 <= variant && variant < static_cast<int>(info.states.size()), "variant: unknown code");
     expect(0 <= decay && decay <= 2, "decay: unknown code");
-    call = {rule, variant, found.dtype, static_cast<Decay>(decay), maximize, false, false};
+    call = {rule, variant, found.dtype, static_cast<Decay>(decay), maximize, applied, false, false};
     const std::size_t rows = tensors.size();
     expect(numbers_.size() == width() || numbers_.size() == width() * rows, "hyper: wrong count");
     expect(steps.size() == rows, "steps: wrong count");
@@ -101,7 +102,7 @@ void Request::place_vjp(const Found &found, const std::vector<std::uintptr_t> &o
     columns.give(tensors, [](Tensor &t) -> auto & { return t.out_g; });
     for (std::size_t k = 0; k < states(); ++k)
         columns.give(tensors, [k](Tensor &t) -> auto & { return t.out_states[k]; });
-    if (call.decay != Decay::none)
+    if (call.decay != Decay::none || call.applied)
         columns.give(tensors, [](Tensor &t) -> auto & { return t.out_p; });
     columns.finish();
     for (auto &t : tensors)

@@ -27,8 +27,9 @@ struct Request {
     Call call;
     std::vector<Tensor> tensors;
 
-    Request(int rule, int variant, int decay, bool maximize, std::vector<double> numbers,
-            const std::vector<std::int64_t> &steps, const Found &found);
+    Request(int rule, int variant, int decay, bool maximize, bool applied,
+            std::vector<double> numbers, const std::vector<std::int64_t> &steps,
+            const Found &found);
     Request(const Request &) = delete;  // the tensors point into it
 
     /// Hyperparameters, with weight decay; columns of states.

@@ -247,7 +247,7 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
     const Surroundings<T> around(call, t.hyper[0], t.hyper[kernel.hypers]);
     Prepared rule;
     kernel.prepare(t.hyper, t.step, rule);
-    const bool needs_p = call.in_place || call.decay != Decay::none;
+    const bool needs_p = call.applied || call.decay != Decay::none;
     const bool bare = std::is_same_v<S, T> && !needs_p && !call.maximize && !call.streams;
     const std::int64_t stride = bare ? end - begin : call.streams ? streamed_size : block_size;
     T loaded[2 + max_states][block_size], descended[block_size];
@@ -269,9 +269,9 @@ void forward_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::i
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) update[i] = around.shrunk(update[i], p[i]);
         }
-        if (call.in_place) {
+        if (around.applied) {
 #pragma omp simd
-            for (std::int64_t i = 0; i < size; ++i) update[i] = p[i] + update[i];
+            for (std::int64_t i = 0; i < size; ++i) update[i] = around.moved(update[i], p[i]);
         }
         store<S>(call, t.out_update, begin, size, update);
         for (int k = 0; k < kernel.states; ++k)
@@ -321,6 +321,12 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
         } else if (around.decoupled) {
 #pragma omp simd
             for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.d_shrunk(du[i]);
+        } else if (around.applied) {
+            std::fill_n(out_p, size, T(0));
+        }
+        if (around.applied) {
+#pragma omp simd
+            for (std::int64_t i = 0; i < size; ++i) out_p[i] = around.d_parameter(out_p[i], du[i]);
         }
         if (sums && needs_p) add_sums(around, size, p, out_g, du, sums[0], sums[kernel.hypers]);
         if (around.maximize) {
@@ -328,7 +334,7 @@ void vjp_chunk(const Call &call, const Tensor &t, std::int64_t begin, std::int64
             for (std::int64_t i = 0; i < size; ++i) out_g[i] = -out_g[i];
         }
         store<S>(call, t.out_g, begin, size, out_g);
-        if (needs_p) store<S>(call, t.out_p, begin, size, out_p);
+        if (needs_p || around.applied) store<S>(call, t.out_p, begin, size, out_p);
         for (int k = 0; k < kernel.states; ++k)
             store<S>(call, t.out_states[k], begin, size, a.out_states[k]);
     }

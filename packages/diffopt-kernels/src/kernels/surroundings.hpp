@@ -5,10 +5,11 @@
 namespace diffopt {
 namespace {  // see NOTE [unnamed namespaces in the kernel headers]
 
-/// What is applied around every rule: maximization and weight decay.
+/// What is applied around every rule: maximization, weight decay and, where it is asked for, the
+/// update itself.
 template <typename T>
 struct Surroundings {
-    bool coupled, decoupled, maximize;
+    bool coupled, decoupled, maximize, applied;
     T sign, lr, weight_decay;
     T shrinkage;  // lr * weight_decay, rounded once
 
@@ -16,6 +17,7 @@ struct Surroundings {
         : coupled(call.decay == Decay::coupled),
           decoupled(call.decay == Decay::decoupled),
           maximize(call.maximize),
+          applied(call.applied),
           sign(call.maximize ? T(-1) : T(1)),
           lr(T(lr)),
           weight_decay(T(weight_decay)),
@@ -28,6 +30,10 @@ struct Surroundings {
     /// The update, where decay is decoupled, and the parameter's cotangent.
     DIFFOPT_RULE T shrunk(T u, T p) const { return u - shrinkage * p; }
     DIFFOPT_RULE T d_shrunk(T du) const { return -shrinkage * du; }
+
+    /// What is given for the update, and the parameter's cotangent with what it adds to that.
+    DIFFOPT_RULE T moved(T u, T p) const { return applied ? p + u : u; }
+    DIFFOPT_RULE T d_parameter(T d_p, T du) const { return applied ? d_p + du : d_p; }
 
     /// Cotangents of weight decay, coupled and decoupled, and of the learning rate in the latter.
     DIFFOPT_RULE T per_coupled(T p, T d_descent) const { return p * d_descent; }
