@@ -167,7 +167,7 @@ def test_a_limit_that_is_no_number_is_refused(limit):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_child_uses_what_was_kept():
     done = run(
-        KEEP.format(sizes="1 << 18")
+        KEEP.format(sizes="1 << 18,")
         + """
 import os
 child = os.fork()

@@ -124,7 +124,7 @@ def test_native_rules_are_those_that_python_names():
 
 @pytest.mark.parametrize("function", ["forward", "vjp"])
 @pytest.mark.parametrize(
-    ("place", "wrong"), [(4, 0.1), (4, ["0.1"] * 4), (5, [1.5]), (8, [-1]), (8, ["0"])]
+    ("place", "wrong"), [(5, 0.1), (5, ["0.1"] * 4), (6, [1.5]), (9, [-1]), (9, ["0"])]
 )
 def test_native_functions_refuse_what_is_no_number(function, place, wrong):
     found = locate(([NOTHING],) * (1 if function == "forward" else 2), 2)
@@ -146,7 +146,7 @@ def test_native_functions_refuse_what_would_lead_out_of_bounds(function, place, 
     rule = _native.rules["sgd"][0]
     arguments = [rule, 0, 0, False, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0], 1]
     getattr(_native, function)(*arguments)
-    if function == "forward" and place == 7:
+    if function == "forward" and place == 8:
         arguments[2] = 1  # the parameters, which weight decay needs, are not among them
     arguments[place] = wrong
     with pytest.raises(ValueError, match=r"unknown code|wrong count"):
