@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -103,10 +104,14 @@ def numbers(*hyperparameters: Hyperparameter | None) -> tuple[Any, ...]:
 
 
 def power(base: Any, t: int) -> Any:
-    """``base**t``; torch has no derivative where the exponent is a symbol of its compiler."""
-    if isinstance(base, Tensor) and torch.compiler.is_compiling():
+    """``base**t``, in a form that is compiled well where `t` is a symbol of the compiler."""
+    if not torch.compiler.is_compiling() or (not isinstance(base, Tensor) and base <= 0):
+        return base**t
+    if isinstance(base, Tensor):  # torch has no derivative where it is raised to a symbol
         return base ** torch.full((), t, dtype=base.dtype, device=base.device)
-    return base**t
+    # A power of numbers would be computed again for each few elements; an exponential of a tensor
+    # is one that torch's compiler computes once.
+    return torch.full((), t * math.log(base), dtype=torch.float64).exp()
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

@@ -115,7 +115,8 @@ def unroll(
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"`adjoint` must be `Store()`, `Replay()` or `Forward()`, got {adjoint!r}.")
     check_gradient(gradient)
-    step = compiled(InnerStep(loss, tx, preferred(gradient), aux=aux, first_order=first_order))
+    step = InnerStep(loss, tx, preferred(gradient), aux=aux, first_order=first_order)
+    step = compiled(step, keep=isinstance(adjoint, Store))
     if detach_every is not None:
         step, inputs = _cut(step, detach_every), enumerate(inputs)
     start = params, tx.init(params) if opt_state is None else opt_state
