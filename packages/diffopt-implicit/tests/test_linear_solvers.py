@@ -7,16 +7,21 @@ from diffopt_implicit import (
     LinearSolveError,
     LinearSolveStatus,
     LinearSolveWarning,
+    WarmStart,
     solve_bicgstab,
     solve_cg,
+    solve_cholesky,
     solve_fixed_point,
     solve_gmres,
+    solve_lu,
     solve_minres,
+    solve_neumann,
     solve_normal_cg,
+    solve_qr,
 )
 from implicit_problems import normal, spd
 from torch.autograd import forward_ad
-from torch.func import vmap
+from torch.func import jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 SOLVERS = [solve_cg, solve_normal_cg, solve_minres, solve_gmres, solve_bicgstab]
@@ -206,6 +211,41 @@ def test_start_at_the_solution_takes_no_iteration(solve):
     x, info = solve(lambda v: a @ v, b, init=exact, info=True)
     assert info.iterations == 0
     assert_close(x, exact)
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [*SOLVERS, partial(solve_fixed_point, step_size=0.3), WarmStart(solve_cg)],
+    ids=lambda solve: getattr(solve, "__name__", type(solve).__name__),
+)
+def test_the_derivative_of_a_solution_does_not_depend_on_where_it_began(solve):
+    a, b = spd(5), normal(5, seed=1)
+    given = {} if isinstance(solve, WarmStart) else {"init": torch.linalg.solve(a, b)}
+
+    def solution(a, b):
+        return solve(lambda v: (a @ v + a.T @ v) / 2, b, **given)
+
+    def exact(a, b):
+        return torch.linalg.solve((a + a.T) / 2, b)
+
+    assert_close(solution(a, b), exact(a, b))  # from where a warm start goes on
+    for chosen in (0, 1):
+        truth = jacrev(exact, argnums=chosen)(a, b)
+        for transform in (jacrev, jacfwd):
+            ours = transform(solution, argnums=chosen)(a, b)
+            assert_close(ours, truth, rtol=1e-6, atol=1e-8)
+    leaf = b.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(solution(a, leaf).sum(), leaf)
+    assert_close(slope, torch.linalg.inv(a).sum(0), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "solve", [*SOLVERS, partial(solve_neumann, step_size=0.3), solve_lu, solve_cholesky, solve_qr]
+)
+def test_compiled_functions_break_their_graph_around_a_solver(solve):
+    a, b = spd(5), normal(5, seed=1)
+    compiled = torch.compile(lambda b: 3 * solve(lambda v: a @ v, 2 * b), backend="eager")
+    assert_close(compiled(b), 6 * torch.linalg.solve(a, b))
 
 
 @pytest.mark.parametrize("solve", SOLVERS)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree
-from diffopt_implicit._torch import Tensors
+from diffopt_implicit._torch import Tensors, outside_graphs
 
 
 class KKTSolution(NamedTuple):
@@ -80,6 +80,7 @@ def kkt_optimality(
         Amos & Kolter, *OptNet*, ICML 2017, section 3.1.
     """
 
+    @outside_graphs
     def condition(solution: KKTSolution, /, *args: Any, **kwargs: Any) -> KKTSolution:
         primal, dual_eq, dual_ineq = solution
         leaves, spec = tree_flatten(primal)

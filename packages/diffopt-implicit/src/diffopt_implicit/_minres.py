@@ -21,6 +21,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -55,6 +56,7 @@ def solve_minres(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_minres(
     matvec: MatVec,
     b: Tree,

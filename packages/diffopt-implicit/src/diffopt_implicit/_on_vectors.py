@@ -15,6 +15,7 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
+    is_differentiated,
     size_of,
 )
 from diffopt_implicit._operator import Operator
@@ -51,12 +52,14 @@ def solve_on_vectors(
             return r
         return space.vector(near_inverse(space.tree(r)), "The result of `preconditioner`")
 
-    rhs = space.vector(b, "b")
+    rhs, operator = space.vector(b, "b"), Operator(matvec, space, ridge)
     start = None if init is None else space.vector(init, "init")
+    if start is not None and is_differentiated(lambda: operator.residual(rhs, start), stopping):
+        start = None
     # Brought to size 1, so that squares of tiny or huge numbers stay within range.
     scale = size_of(rhs)
     x, ended = algorithm(
-        Operator(matvec, space, ridge),
+        operator,
         rhs / scale,
         None if start is None else start / scale,
         precondition,

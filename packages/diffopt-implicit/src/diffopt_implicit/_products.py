@@ -17,9 +17,10 @@ from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._torch import Tensors, vjp
+from diffopt_implicit._torch import Tensors, outside_graphs, vjp
 
 
+@outside_graphs
 def root_vjp(
     optimality_fun: Callable[..., Tree],
     root: Tree,
@@ -76,6 +77,7 @@ def root_vjp(
     return selection.like_args(pull(tuple(tree_leaves(v))))
 
 
+@outside_graphs
 def root_jvp(
     optimality_fun: Callable[..., Tree],
     root: Tree,

@@ -10,7 +10,7 @@ from pytree_core import tree_flatten, tree_unflatten
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import MatVec, Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
-from diffopt_implicit._torch import Tensors, alive, is_wrapped
+from diffopt_implicit._torch import Tensors, alive, is_wrapped, outside_graphs
 
 
 class WarmStart:
@@ -39,6 +39,7 @@ class WarmStart:
         self.solve = solve
         self.last: Tree | None = None
 
+    @outside_graphs
     def __call__(self, matvec: MatVec, b: Tree, **options: Any) -> Any:
         """Solve ``A x = b`` from the last solution, and remember this one."""
         space = Coordinates.of(b, "b")
