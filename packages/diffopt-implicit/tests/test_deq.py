@@ -197,6 +197,18 @@ def test_one_wrong_fixed_point_among_many_is_noticed():
         ImplicitBackward(solve_lu, "raise")(layer, z, x).sum().backward()
 
 
+@pytest.mark.parametrize("others", [0.0, 1.0])
+def test_a_fixed_point_at_zero_is_not_called_wrong_for_rounding(others):
+    class Product(nn.Module):
+        def forward(self, z, x):
+            return 0.5 * z + x
+
+    x = torch.tensor([[0.0], [others]], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[1e-17 * others], [2 * others]], dtype=torch.float64)
+    found = ImplicitBackward(solve_lu, "raise")(Product(), z, x)
+    assert_close(torch.autograd.grad(found.sum(), x)[0], torch.full_like(x, 2.0))
+
+
 def test_the_penalty_estimates_the_frobenius_norm():
     m, z = normal(40, 40), normal(40, seed=1)
     generator = torch.Generator().manual_seed(0)

@@ -518,6 +518,21 @@ def test_a_warm_start_takes_no_iteration():
     assert info.iterations > 0
     assert second.iterations == 0
     assert_close(first, again)
+    lam = problem.lam.clone().requires_grad_()
+    found, third = problem.by(CG(), lam, init=info.adjoint, info=True, create_graph=True)
+    assert third.iterations == 0
+    slope = autograd_grad(found.sum(), lam)[0]
+    assert_close(slope, hessian(problem.value)(problem.lam).sum(0))
+
+
+@pytest.mark.parametrize("make", [CG, NormalCG, lambda k: FixedPoint(k, 0.3)])
+def test_a_warm_start_is_used_by_iterations_of_a_given_number(make):
+    problem = Quadratic()
+    exact = grad(problem.value)(problem.lam)
+    adjoint = torch.linalg.solve(problem.h, problem.slope()) + 1e-6 * normal(6, seed=9)
+    cold = (problem.by(make(1)) - exact).norm()
+    warm = (problem.by(make(1), init=adjoint) - exact).norm()
+    assert warm < 1e-4 * cold
 
 
 class Waits(TorchDispatchMode):
@@ -669,6 +684,37 @@ def test_a_hessian_that_is_not_positive_definite_is_refused_by_conjugate_gradien
 def test_a_series_that_diverges_is_refused_with_advice(method):
     with pytest.raises(LinearSolveError, match="lower `step_size`"):
         Quadratic().by(method)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=name_of)
+def test_a_module_called_with_its_own_parameters_is_refused(method):
+    net = nn.Linear(3, 1).double()
+    x, y, lam = normal(8, 3), normal(8, 1), torch.ones((), dtype=torch.float64)
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    own = lambda p, lam: (net(x) - y).square().mean() + lam * net.weight.square().sum()
+    given = lambda p, lam: (
+        (functional_call(net, p, (x,)) - y).square().mean() + lam * p["weight"].square().sum()
+    )
+    message = r"`%s` does not depend on `params`.*functional_call\(module, params, inputs\)"
+    with pytest.raises(ValueError, match=message % "inner_loss"):
+        hypergradient(own, given, params, lam, method)
+    with pytest.raises(ValueError, match=message % "outer_loss"):
+        hypergradient(given, own, params, lam, method)
+    if method.differentiable:
+        with pytest.raises(ValueError, match=message % "inner_loss"):
+            hypergradient(own, given, params, lam, method, create_graph=True)
+        with pytest.raises(ValueError, match=message % "inner_loss"):
+            vmap(lambda lam: hypergradient(own, given, params, lam, method))(lam[None])
+
+
+def test_an_outer_loss_of_the_hyperparameters_alone_has_a_derivative():
+    problem = Quadratic()
+    inner, lam = problem.inner, problem.lam
+    outer = lambda w, lam: lam.square().sum()
+    for method in EVERY:
+        if not isinstance(method, BOME):
+            found = hypergradient(inner, outer, problem.minimum(lam), lam, method)
+            assert_close(found, 2 * lam, rtol=1e-12, atol=1e-12)
 
 
 def test_nan_is_refused():

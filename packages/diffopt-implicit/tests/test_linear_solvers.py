@@ -19,6 +19,7 @@ from diffopt_implicit import (
     solve_normal_cg,
     solve_qr,
 )
+from diffopt_implicit._linear_system import Stopping
 from implicit_problems import normal, spd
 from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, vmap
@@ -213,6 +214,14 @@ def test_start_at_the_solution_takes_no_iteration(solve):
     assert_close(x, exact)
 
 
+@pytest.mark.parametrize("solve", SOLVERS)
+def test_a_start_far_away_costs_no_digits(solve):
+    a, b = spd(8), normal(8, seed=1)
+    x, info = solve(lambda v: a @ v, b, init=1e9 * normal(8, seed=2), info=True)
+    assert info.residual < 1e-12
+    assert relative(x, torch.linalg.solve(a, b)) < 1e-12
+
+
 @pytest.mark.parametrize(
     "solve",
     [*SOLVERS, partial(solve_fixed_point, step_size=0.3), WarmStart(solve_cg)],
@@ -322,6 +331,31 @@ def test_nan_and_infinity_raise(solve, bad):
         solve(lambda x: x * bad, torch.ones(2))
     with pytest.raises(LinearSolveError, match="NaN or infinity"):
         solve(lambda x: x, torch.tensor([1.0, bad]))
+
+
+def test_ten_iterations_for_each_element_are_the_default_within_bounds():
+    most = lambda size: Stopping.of(None, 0.0, None, 1e-16, size).maxiter
+    assert [most(size) for size in (0, 1, 2, 3, 100, 1000, 10**6)] == [
+        20, 20, 20, 30, 1000, 10_000, 10_000
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("solve", [solve_cg, solve_minres])
+def test_what_is_left_by_rounding_of_a_large_solution_is_no_failure(solve):
+    q = torch.linalg.qr(normal(2, 2))[0]
+    a = q @ torch.diag(torch.tensor([1.0, 1e-6], dtype=torch.float64)) @ q.T
+    b = normal(2, seed=1)
+    for given in ({}, {"tol": 0.0, "maxiter": 2}):
+        x, info = solve(lambda v: a @ v, b, info=True, **given)
+        assert info.residual > info.tolerance
+        assert relative(x, torch.linalg.solve(a, b)) < 1e-8
+
+
+def test_a_large_iterate_excuses_no_large_residual():
+    a = torch.diag(torch.tensor([1.0, 1e-9]))
+    start = torch.tensor([0.9, 1.5e9])
+    with pytest.raises(LinearSolveError, match=r"residual of 0\.5 after 1 iterations"):
+        solve_minres(lambda v: a @ v, torch.ones(2), init=start, maxiter=1)
 
 
 def test_single_precision_does_not_excuse_a_large_residual_by_rounding():

@@ -68,6 +68,10 @@ def test_roots_at_zero_are_not_called_inexact_for_rounding():
         lambda init, a: torch.full_like(a, 1e-17)
     )
     assert_close(autograd_grad(near(None, a).sum(), a)[0], torch.ones(2, dtype=torch.float64))
+    a = a.detach()
+    for root, slope in ((solver, 0.0), (near, 1.0)):
+        pushed = jvp(lambda a, root=root: root(None, a), (a,), (torch.ones_like(a),))[1]
+        assert_close(pushed, torch.full_like(a, slope))
 
 
 def test_one_bad_root_of_a_batch_is_found():

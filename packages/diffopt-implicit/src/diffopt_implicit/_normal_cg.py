@@ -140,8 +140,8 @@ def solve_normal_cg(
     """
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    rows = Coordinates.of(b, "b")
-    columns = rows if init is None else Coordinates.of(init, "init")
+    rows = Coordinates.of(b, "`b`")
+    columns = rows if init is None else Coordinates.of(init, "`init`")
     regularized = isinstance(ridge, Tensor) or ridge != 0
     square = (rows.spec, rows.shapes) == (columns.spec, columns.shapes) and not regularized
     stopping = Stopping.of(tol, atol, maxiter, rows.eps, max(rows.size, columns.size))
@@ -154,7 +154,7 @@ def solve_normal_cg(
             return s
         return columns.vector(near_inverse(columns.tree(s)), "The result of `preconditioner`")
 
-    rhs = rows.vector(b, "b")
+    rhs = rows.vector(b, "`b`")
     origin = torch.zeros(columns.size, dtype=columns.working, device=rhs.device)
     _, pull = vjp(operator, origin)
 
@@ -167,7 +167,7 @@ def solve_normal_cg(
     scale = size_of(rhs)
     gain = size_of(pull(rhs / scale)[0])
     unit = scale if square else scale * gain  # of the residual that is watched
-    start = origin if init is None else columns.vector(init, "init") * (gain / scale)
+    start = origin if init is None else columns.vector(init, "`init`") * (gain / scale)
     if init is not None and square and is_differentiated(lambda: rhs - operator(start), stopping):
         start = origin
     x, ended = iterate(

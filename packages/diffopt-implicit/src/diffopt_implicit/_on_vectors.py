@@ -43,7 +43,7 @@ def solve_on_vectors(
     """Solve ``(A + ridge I) x = b`` by an algorithm on vectors, and report a failure."""
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    space = Coordinates.of(b, "b")
+    space = Coordinates.of(b, "`b`")
     stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
     near_inverse = prepared(preconditioner, matvec, b, ridge)
 
@@ -52,8 +52,8 @@ def solve_on_vectors(
             return r
         return space.vector(near_inverse(space.tree(r)), "The result of `preconditioner`")
 
-    rhs, operator = space.vector(b, "b"), Operator(matvec, space, ridge)
-    start = None if init is None else space.vector(init, "init")
+    rhs, operator = space.vector(b, "`b`"), Operator(matvec, space, ridge)
+    start = None if init is None else space.vector(init, "`init`")
     if start is not None and is_differentiated(lambda: operator.residual(rhs, start), stopping):
         start = None
     # Brought to size 1, so that squares of tiny or huge numbers stay within range.

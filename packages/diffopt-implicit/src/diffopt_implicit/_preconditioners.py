@@ -42,8 +42,8 @@ class Preconditioner(ABC):
         Returns:
             A function of trees like `b`.
         """
-        space = Coordinates.of(b, "b")
-        device = space.vector(b, "b").device
+        space = Coordinates.of(b, "`b`")
+        device = space.vector(b, "`b`").device
         with torch.no_grad():  # the solution does not depend on it
             inverse = self.on_vectors(Operator(matvec, space), space, device, ridge)
         return lambda r: space.tree(inverse(space.vector(r, "What is preconditioned")))

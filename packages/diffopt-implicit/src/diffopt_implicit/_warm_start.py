@@ -42,7 +42,7 @@ class WarmStart:
     @outside_graphs
     def __call__(self, matvec: MatVec, b: Tree, **options: Any) -> Any:
         """Solve ``A x = b`` from the last solution, and remember this one."""
-        space = Coordinates.of(b, "b")
+        space = Coordinates.of(b, "`b`")
         fits = self.last is not None and looks(self.last) == looks(b)
         solved = self.solve(matvec, b, **{"init": self.last if fits else None, **options})
         leaves, _ = tree_flatten(solved[0] if options.get("info") else solved)
