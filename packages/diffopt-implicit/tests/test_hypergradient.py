@@ -3,6 +3,7 @@ import gc
 import pickle
 import weakref
 from dataclasses import FrozenInstanceError
+from functools import partial
 
 import pytest
 import torch
@@ -498,6 +499,64 @@ def test_the_error_is_estimated_within_a_factor_of_ten():
     for method in (CG(1), CG(3), CG(5), Neumann(5, 0.2), Neumann(20, 0.2), OneStep(0.3)):
         found, info = problem.by(method, info=True)
         assert 0.1 < info.error / (found - exact).norm() < 10
+
+
+def test_the_error_is_that_of_the_hypergradient_whatever_the_scale_of_the_inner_loss():
+    problem = Quadratic(30, 5)
+    w, lam = problem.minimum(problem.lam), problem.lam
+    told = []
+    for scale in (1e-3, 1.0, 1e3):
+        inner = lambda w, lam, scale=scale: scale * problem.inner(w, lam)
+        told.append(hypergradient(inner, problem.outer, w, lam, CG(3), info=True)[1].error)
+    assert_close(told[0], told[1])
+    assert_close(told[2], told[1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [CG, partial(CG, 6), Exact, partial(Neumann, 2000, 0.1), partial(FixedPoint, 2000, 0.1)],
+)
+@pytest.mark.parametrize("ridge", [0.7, torch.tensor(0.7, dtype=torch.float64)])
+def test_a_ridge_is_added_to_the_diagonal_of_the_hessian(make, ridge):
+    problem = Quadratic()
+    shifted = problem.h + 0.7 * torch.eye(6, dtype=torch.float64)
+    exact = 2 * problem.lam + problem.b.T @ torch.linalg.solve(shifted, problem.slope())
+    assert_close(problem.by(make(ridge=ridge)), exact, rtol=1e-9, atol=0)
+
+
+def test_a_ridge_of_normal_equations_is_added_to_the_square_of_the_hessian():
+    problem = Quadratic()
+    shifted = problem.h @ problem.h + 0.7 * torch.eye(6, dtype=torch.float64)
+    adjoint = torch.linalg.solve(shifted, problem.h @ problem.slope())
+    found = problem.by(NormalCG(ridge=0.7))
+    assert_close(found, 2 * problem.lam + problem.b.T @ adjoint, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("make", [CG, NormalCG])
+def test_a_loose_tolerance_takes_fewer_iterations(make):
+    problem = Quadratic(40, 4)
+    strict, loose = (problem.by(make(tol=t), info=True)[1] for t in (1e-12, 1e-2))
+    assert loose.iterations < strict.iterations / 2
+    assert loose.relative_residual > 1e3 * strict.relative_residual
+
+
+def test_another_seed_takes_other_columns():
+    problem = Quadratic()
+    one, same, other = (problem.by(Nystrom(2, seed=s)) for s in (0, 0, 3))
+    assert_close(one, same, rtol=0, atol=0)
+    assert not torch.allclose(one, other)
+
+
+def test_the_direct_part_is_taken_where_each_method_says():
+    # An outer loss whose derivative in lam depends on w, off the minimum.
+    inner = lambda w, lam: (w - lam).square().sum() / 2
+    outer = lambda w, lam: (w * lam).sum() + w.sum()
+    w, lam = normal(3), normal(3, seed=1)
+    found, info = hypergradient(inner, outer, w, lam, F2SA(1, 0.5, 2.0), info=True)
+    y = w - 0.5 * ((w - lam) + (lam + 1) / 2)
+    assert_close(info.adjoint, 2 * (w - y))
+    assert_close(found, y + 2 * (w - y))
+    assert_close(hypergradient(inner, outer, w, lam, OneStep(0.5)), w + 0.5 * (lam + 1))
 
 
 def test_iterations_are_counted():

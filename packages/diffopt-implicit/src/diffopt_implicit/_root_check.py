@@ -20,7 +20,7 @@ from diffopt_implicit._torch import Tensors, any_true, levels
 # It is held against the root's own size or, where that is zero, against how far the root moves
 # when the arguments change by their own size.
 
-SMALL_EXAMPLE = 1e-3  # of the largest one's size; below, an example is judged by that
+SMALL_EXAMPLE = 1e-3  # of the usual size; below, an example is judged by that
 
 
 class InexactRootError(RuntimeError):
@@ -94,7 +94,7 @@ class RootCheck:
         error = length * quotient(measure(solution), measure(rhs))
         moved = slope * size(params)
         if self.each:  # beside the others, where one of them is near zero
-            own = torch.maximum(own, SMALL_EXAMPLE * own.amax())
+            own = torch.maximum(own, SMALL_EXAMPLE * own.square().mean().sqrt())
         reach = torch.where(own > 0, own, moved) if self.each else torch.maximum(own, moved)
         if not any_true(~(error <= self.tol * reach)):
             return
