@@ -50,7 +50,8 @@ def kkt_optimality(
     `KKTSolution`. Its Jacobian is regular, and so the derivative defined, if the active
     constraints have independent gradients, none of them has a multiplier of 0, and the
     Lagrangian is convex along them; it is not symmetric positive definite, so take
-    `solve_normal_cg`, `solve_gmres` or `solve_lu`.
+    `solve_normal_cg`, `solve_gmres` or `solve_lu`. JAXopt's name for it is
+    `make_kkt_optimality_fun`, whose functions take parameters of their own.
 
     Args:
         objective: ``f(x, *args, **kwargs) ->`` scalar.

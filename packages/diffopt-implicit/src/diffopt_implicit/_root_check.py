@@ -124,7 +124,7 @@ def size(tensors: Tensors) -> Tensor:
 
 def sizes(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm for each index of the first dimension."""
-    rows = [t.detach().reshape(len(t), -1) for t in tensors]
+    rows = [t.detach().reshape(t.shape[0], t.shape[1:].numel()) for t in tensors]
     lengths = [torch.linalg.vector_norm(row, dim=1).double() for row in rows]
     return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 
