@@ -221,8 +221,12 @@ def test_one_wrong_fixed_point_among_many_is_noticed():
 @pytest.mark.parametrize("others", [0.0, 1.0])
 def test_a_fixed_point_at_zero_is_not_called_wrong_for_rounding(others):
     class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.ones((), dtype=torch.float64))
+
         def forward(self, z, x):
-            return 0.5 * z + x
+            return 0.5 * z + x + (self.shift - 1 + 1e-17)
 
     x = torch.tensor([[0.0], [others]], dtype=torch.float64, requires_grad=True)
     z = torch.tensor([[1e-17 * others], [2 * others]], dtype=torch.float64)

@@ -381,6 +381,33 @@ def test_parameters_and_hyperparameters_are_trees():
             assert_close((found["shift"], found["scale"][0]), exact)
 
 
+def test_hyperparameters_may_be_complex():
+    problem, c = Quadratic(3, 3), torch.complex(normal(3, seed=4), normal(3, seed=5))
+    right = lambda c: problem.b @ (c.abs().square() + (c * c).imag)
+    inner = lambda w, c: 0.5 * w @ problem.h @ w - w @ right(c)
+    outer = lambda w, c: w.square().sum() + c.abs().square().sum() + c.real @ w
+    minimum = lambda c: torch.linalg.solve(problem.h, right(c))
+    value = lambda c: outer(minimum(c), c)
+    leaf = c.clone().requires_grad_()
+    (exact,) = autograd_grad(value(leaf), leaf, create_graph=True)
+    (second,) = autograd_grad(exact.abs().square().sum(), leaf)
+    exact = exact.detach()
+    patient = StochasticAdjoint(300, partial(torch.optim.SGD, lr=0.3))
+    for method in [*SOLVING, Neumann(400, 0.3), FixedPoint(400, 0.3), patient]:
+        assert_close(hypergradient(inner, outer, minimum(c), c, method), exact)
+    f2sa = hypergradient(inner, outer, minimum(c), c, F2SA(600, 0.2, 1e5))
+    assert_close(f2sa, exact, rtol=1e-4, atol=1e-5)
+    again = c.clone().requires_grad_()
+    found = hypergradient(inner, outer, minimum(c), again, create_graph=True)
+    assert_close(autograd_grad(found.abs().square().sum(), again)[0], second)
+
+    w, method = normal(3, seed=6), BOME(3, 0.2, eta=2.0)
+    split = lambda loss: lambda w, pair: loss(w, torch.view_as_complex(pair))
+    joint = hypergradient(inner, outer, w, c, method)
+    pairs = hypergradient(split(inner), split(outer), w, torch.view_as_real(c), method)
+    assert_close(torch.view_as_real(joint), pairs)
+
+
 def test_networks_are_trees_of_parameters():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()

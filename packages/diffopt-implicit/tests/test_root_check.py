@@ -208,3 +208,10 @@ def test_complex_arguments_are_differentiated_in_both_modes():
     c = torch.complex(normal(3, seed=1), normal(3, seed=2)).requires_grad_()
     assert gradcheck(lambda c: solver(None, c), (c,), check_forward_ad=True)
     assert gradgradcheck(lambda c: solver(None, c), (c,))
+
+    condition = lambda x, c: a @ x + x**3 - (c.abs() ** 2 + (c * c).real)
+    root, v, t = solver(None, c).detach(), normal(3, seed=3), torch.complex(normal(3), normal(3))
+    (pulled,) = root_vjp(condition, root, (c.detach(),), v)
+    assert_close(pulled, autograd_grad(solver(None, c), c, v)[0])
+    pushed = root_jvp(condition, root, (c.detach(),), (t,))
+    assert_close(pushed, jvp(lambda c: solver(None, c), (c.detach(),), (t,))[1])
