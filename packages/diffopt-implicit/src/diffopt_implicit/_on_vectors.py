@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def solve_on_vectors(
 
     rhs, operator = space.vector(b, "`b`"), Operator(matvec, space, ridge)
     start = None if init is None else space.vector(init, "`init`")
-    if start is not None and is_differentiated(lambda: operator.residual(rhs, start), stopping):
+    if start is not None and is_differentiated(partial(operator.residual, rhs, start), stopping):
         start = None
     # Brought to size 1, so that squares of tiny or huge numbers stay within range.
     scale = size_of(rhs)

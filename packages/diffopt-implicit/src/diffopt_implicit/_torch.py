@@ -14,7 +14,8 @@ from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Within it operations see tensors as they are, and not as levels of `torch.func` that are active.
 outside_transforms = torch._C._DisableFuncTorch
