@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from diffopt_explicit import sgd, unroll
+from diffopt_explicit import Replay, Store, sgd, unroll
 from diffopt_implicit import CG, F2SA, Exact, FixedPoint, Neumann, NormalCG, hypergradient
 from sklearn.model_selection import train_test_split
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
@@ -89,6 +89,18 @@ def test_a_truncated_unroll_at_the_minimum_is_the_fixed_point_iteration(count):
     (through,) = torch.autograd.grad(outer(end, lam), lam)
     ours = hypergradient(inner, outer, w, LAM, FixedPoint(count, STEP))
     assert (ours - through).norm() < 1e-9 * ours.norm()
+
+
+def test_reverse_from_stored_iterates_is_the_unroll():  # O-21
+    found = []
+    for adjoint in (Store(), Replay(), Replay(snapshots=3)):
+        lam = LAM.clone().requires_grad_()
+        start = torch.zeros(20, dtype=torch.float64)
+        tx, given = sgd(lr=STEP), {"meta_params": lam, "adjoint": adjoint}
+        end = unroll(inner, tx, start, steps=STEPS, **given).params
+        found.append(torch.autograd.grad(outer(end, lam), lam)[0])
+    assert torch.equal(found[1], found[2])
+    assert (found[1] - found[0]).norm() < 1e-14 * found[0].norm()
 
 
 def test_first_order_methods_come_near():

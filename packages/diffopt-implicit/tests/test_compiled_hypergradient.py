@@ -130,6 +130,10 @@ def test_what_cannot_be_compiled_is_refused():
     vector = compile_hypergradient(lambda w, lam: w * lam, net.outer, backend="aot_eager")
     with pytest.raises(ValueError, match=r"`inner_loss` must return a scalar tensor, got \(2,\)"):
         vector(torch.ones(2), torch.tensor(1.0))
+    other = torch.ones(2, requires_grad=True)
+    elsewhere = compile_hypergradient(lambda w, lam: (other * lam).sum(), net.outer)
+    with pytest.raises(ValueError, match="`inner_loss` does not depend on `params`"):
+        elsewhere(torch.ones(2), torch.tensor(1.0))
     branching = compile_hypergradient(
         lambda w, lam: (w - lam) ** 2 if lam > 0 else w**2, lambda w, lam: w, backend="aot_eager"
     )

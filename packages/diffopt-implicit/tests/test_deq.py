@@ -138,6 +138,27 @@ def test_the_state_may_have_another_shape_than_the_input():
     assert_close(layer(z, x), z, rtol=1e-9, atol=1e-10)
 
 
+class Two(Layer):
+    """A state of two leaves, one of them a number for each example."""
+
+    def forward(self, z, x):
+        h = torch.tanh(self.inner(z["h"]) + self.outer(x))
+        return {"h": h, "sum": 0.5 * z["sum"] + h.sum(1)}
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_states_are_trees_and_batches_may_be_empty(count):
+    layer, x = Two(), normal(count, 4).requires_grad_()
+    start = {"h": torch.zeros(count, 4).double(), "sum": torch.zeros(count).double()}
+    deq = DEQ(layer, solver=SOLVERS["anderson"])
+    z = deq(x, init=start)
+    exact = layer(layer(z, x), x)
+    assert_close(z, exact, rtol=1e-9, atol=1e-9)
+    (slope,) = torch.autograd.grad(z["sum"].sum(), x)
+    h = DEQ(Layer(), solver=SOLVERS["anderson"], backward=ImplicitBackward(solve_lu))
+    assert_close(slope, 2 * slopes(h, x, torch.ones_like(x))[0], rtol=1e-3, atol=1e-4)
+
+
 def test_a_compiled_model_breaks_its_graph_around_the_layer():
     deq = DEQ(Layer(), solver=SOLVERS["anderson"], backward=ImplicitBackward(solve_lu))
     x, v = normal(5, 4), normal(5, 4, seed=1)
@@ -195,6 +216,22 @@ def test_one_wrong_fixed_point_among_many_is_noticed():
         ImplicitBackward(solve_lu)(layer, z, x).sum().backward()
     with pytest.raises(InexactRootError):
         ImplicitBackward(solve_lu, "raise")(layer, z, x).sum().backward()
+
+
+@pytest.mark.parametrize("others", [0.0, 1.0])
+def test_a_fixed_point_at_zero_is_not_called_wrong_for_rounding(others):
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+        def forward(self, z, x):
+            return 0.5 * z + x + (self.shift - 1 + 1e-17)
+
+    x = torch.tensor([[0.0], [others]], dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([[1e-17 * others], [2 * others]], dtype=torch.float64)
+    found = ImplicitBackward(solve_lu, "raise")(Product(), z, x)
+    assert_close(torch.autograd.grad(found.sum(), x)[0], torch.full_like(x, 2.0))
 
 
 def test_the_penalty_estimates_the_frobenius_norm():

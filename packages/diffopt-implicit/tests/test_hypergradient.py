@@ -3,6 +3,7 @@ import gc
 import pickle
 import weakref
 from dataclasses import FrozenInstanceError
+from functools import partial
 
 import pytest
 import torch
@@ -380,6 +381,33 @@ def test_parameters_and_hyperparameters_are_trees():
             assert_close((found["shift"], found["scale"][0]), exact)
 
 
+def test_hyperparameters_may_be_complex():
+    problem, c = Quadratic(3, 3), torch.complex(normal(3, seed=4), normal(3, seed=5))
+    right = lambda c: problem.b @ (c.abs().square() + (c * c).imag)
+    inner = lambda w, c: 0.5 * w @ problem.h @ w - w @ right(c)
+    outer = lambda w, c: w.square().sum() + c.abs().square().sum() + c.real @ w
+    minimum = lambda c: torch.linalg.solve(problem.h, right(c))
+    value = lambda c: outer(minimum(c), c)
+    leaf = c.clone().requires_grad_()
+    (exact,) = autograd_grad(value(leaf), leaf, create_graph=True)
+    (second,) = autograd_grad(exact.abs().square().sum(), leaf)
+    exact = exact.detach()
+    patient = StochasticAdjoint(300, partial(torch.optim.SGD, lr=0.3))
+    for method in [*SOLVING, Neumann(400, 0.3), FixedPoint(400, 0.3), patient]:
+        assert_close(hypergradient(inner, outer, minimum(c), c, method), exact)
+    f2sa = hypergradient(inner, outer, minimum(c), c, F2SA(600, 0.2, 1e5))
+    assert_close(f2sa, exact, rtol=1e-4, atol=1e-5)
+    again = c.clone().requires_grad_()
+    found = hypergradient(inner, outer, minimum(c), again, create_graph=True)
+    assert_close(autograd_grad(found.abs().square().sum(), again)[0], second)
+
+    w, method = normal(3, seed=6), BOME(3, 0.2, eta=2.0)
+    split = lambda loss: lambda w, pair: loss(w, torch.view_as_complex(pair))
+    joint = hypergradient(inner, outer, w, c, method)
+    pairs = hypergradient(split(inner), split(outer), w, torch.view_as_real(c), method)
+    assert_close(torch.view_as_real(joint), pairs)
+
+
 def test_networks_are_trees_of_parameters():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
@@ -500,6 +528,64 @@ def test_the_error_is_estimated_within_a_factor_of_ten():
         assert 0.1 < info.error / (found - exact).norm() < 10
 
 
+def test_the_error_is_that_of_the_hypergradient_whatever_the_scale_of_the_inner_loss():
+    problem = Quadratic(30, 5)
+    w, lam = problem.minimum(problem.lam), problem.lam
+    told = []
+    for scale in (1e-3, 1.0, 1e3):
+        inner = lambda w, lam, scale=scale: scale * problem.inner(w, lam)
+        told.append(hypergradient(inner, problem.outer, w, lam, CG(3), info=True)[1].error)
+    assert_close(told[0], told[1])
+    assert_close(told[2], told[1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [CG, partial(CG, 6), Exact, partial(Neumann, 2000, 0.1), partial(FixedPoint, 2000, 0.1)],
+)
+@pytest.mark.parametrize("ridge", [0.7, torch.tensor(0.7, dtype=torch.float64)])
+def test_a_ridge_is_added_to_the_diagonal_of_the_hessian(make, ridge):
+    problem = Quadratic()
+    shifted = problem.h + 0.7 * torch.eye(6, dtype=torch.float64)
+    exact = 2 * problem.lam + problem.b.T @ torch.linalg.solve(shifted, problem.slope())
+    assert_close(problem.by(make(ridge=ridge)), exact, rtol=1e-9, atol=0)
+
+
+def test_a_ridge_of_normal_equations_is_added_to_the_square_of_the_hessian():
+    problem = Quadratic()
+    shifted = problem.h @ problem.h + 0.7 * torch.eye(6, dtype=torch.float64)
+    adjoint = torch.linalg.solve(shifted, problem.h @ problem.slope())
+    found = problem.by(NormalCG(ridge=0.7))
+    assert_close(found, 2 * problem.lam + problem.b.T @ adjoint, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("make", [CG, NormalCG])
+def test_a_loose_tolerance_takes_fewer_iterations(make):
+    problem = Quadratic(40, 4)
+    strict, loose = (problem.by(make(tol=t), info=True)[1] for t in (1e-12, 1e-2))
+    assert loose.iterations < strict.iterations / 2
+    assert loose.relative_residual > 1e3 * strict.relative_residual
+
+
+def test_another_seed_takes_other_columns():
+    problem = Quadratic()
+    one, same, other = (problem.by(Nystrom(2, seed=s)) for s in (0, 0, 3))
+    assert_close(one, same, rtol=0, atol=0)
+    assert not torch.allclose(one, other)
+
+
+def test_the_direct_part_is_taken_where_each_method_says():
+    # An outer loss whose derivative in lam depends on w, off the minimum.
+    inner = lambda w, lam: (w - lam).square().sum() / 2
+    outer = lambda w, lam: (w * lam).sum() + w.sum()
+    w, lam = normal(3), normal(3, seed=1)
+    found, info = hypergradient(inner, outer, w, lam, F2SA(1, 0.5, 2.0), info=True)
+    y = w - 0.5 * ((w - lam) + (lam + 1) / 2)
+    assert_close(info.adjoint, 2 * (w - y))
+    assert_close(found, y + 2 * (w - y))
+    assert_close(hypergradient(inner, outer, w, lam, OneStep(0.5)), w + 0.5 * (lam + 1))
+
+
 def test_iterations_are_counted():
     problem = Quadratic()
     counts = {m: problem.by(m, info=True)[1].iterations for m in EVERY if m != SAMA()}
@@ -518,6 +604,21 @@ def test_a_warm_start_takes_no_iteration():
     assert info.iterations > 0
     assert second.iterations == 0
     assert_close(first, again)
+    lam = problem.lam.clone().requires_grad_()
+    found, third = problem.by(CG(), lam, init=info.adjoint, info=True, create_graph=True)
+    assert third.iterations == 0
+    slope = autograd_grad(found.sum(), lam)[0]
+    assert_close(slope, hessian(problem.value)(problem.lam).sum(0))
+
+
+@pytest.mark.parametrize("make", [CG, NormalCG, lambda k: FixedPoint(k, 0.3)])
+def test_a_warm_start_is_used_by_iterations_of_a_given_number(make):
+    problem = Quadratic()
+    exact = grad(problem.value)(problem.lam)
+    adjoint = torch.linalg.solve(problem.h, problem.slope()) + 1e-6 * normal(6, seed=9)
+    cold = (problem.by(make(1)) - exact).norm()
+    warm = (problem.by(make(1), init=adjoint) - exact).norm()
+    assert warm < 1e-4 * cold
 
 
 class Waits(TorchDispatchMode):
@@ -669,6 +770,37 @@ def test_a_hessian_that_is_not_positive_definite_is_refused_by_conjugate_gradien
 def test_a_series_that_diverges_is_refused_with_advice(method):
     with pytest.raises(LinearSolveError, match="lower `step_size`"):
         Quadratic().by(method)
+
+
+@pytest.mark.parametrize("method", EVERY, ids=name_of)
+def test_a_module_called_with_its_own_parameters_is_refused(method):
+    net = nn.Linear(3, 1).double()
+    x, y, lam = normal(8, 3), normal(8, 1), torch.ones((), dtype=torch.float64)
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    own = lambda p, lam: (net(x) - y).square().mean() + lam * net.weight.square().sum()
+    given = lambda p, lam: (
+        (functional_call(net, p, (x,)) - y).square().mean() + lam * p["weight"].square().sum()
+    )
+    message = r"`%s` does not depend on `params`.*functional_call\(module, params, inputs\)"
+    with pytest.raises(ValueError, match=message % "inner_loss"):
+        hypergradient(own, given, params, lam, method)
+    with pytest.raises(ValueError, match=message % "outer_loss"):
+        hypergradient(given, own, params, lam, method)
+    if method.differentiable:
+        with pytest.raises(ValueError, match=message % "inner_loss"):
+            hypergradient(own, given, params, lam, method, create_graph=True)
+        with pytest.raises(ValueError, match=message % "inner_loss"):
+            vmap(lambda lam: hypergradient(own, given, params, lam, method))(lam[None])
+
+
+def test_an_outer_loss_of_the_hyperparameters_alone_has_a_derivative():
+    problem = Quadratic()
+    inner, lam = problem.inner, problem.lam
+    outer = lambda w, lam: lam.square().sum()
+    for method in EVERY:
+        if not isinstance(method, BOME):
+            found = hypergradient(inner, outer, problem.minimum(lam), lam, method)
+            assert_close(found, 2 * lam, rtol=1e-12, atol=1e-12)
 
 
 def test_nan_is_refused():

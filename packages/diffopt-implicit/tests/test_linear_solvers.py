@@ -7,16 +7,22 @@ from diffopt_implicit import (
     LinearSolveError,
     LinearSolveStatus,
     LinearSolveWarning,
+    WarmStart,
     solve_bicgstab,
     solve_cg,
+    solve_cholesky,
     solve_fixed_point,
     solve_gmres,
+    solve_lu,
     solve_minres,
+    solve_neumann,
     solve_normal_cg,
+    solve_qr,
 )
+from diffopt_implicit._linear_system import Stopping
 from implicit_problems import normal, spd
 from torch.autograd import forward_ad
-from torch.func import vmap
+from torch.func import jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 SOLVERS = [solve_cg, solve_normal_cg, solve_minres, solve_gmres, solve_bicgstab]
@@ -209,6 +215,49 @@ def test_start_at_the_solution_takes_no_iteration(solve):
 
 
 @pytest.mark.parametrize("solve", SOLVERS)
+def test_a_start_far_away_costs_no_digits(solve):
+    a, b = spd(8), normal(8, seed=1)
+    x, info = solve(lambda v: a @ v, b, init=1e9 * normal(8, seed=2), info=True)
+    assert info.residual < 1e-12
+    assert relative(x, torch.linalg.solve(a, b)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [*SOLVERS, partial(solve_fixed_point, step_size=0.3), WarmStart(solve_cg)],
+    ids=lambda solve: getattr(solve, "__name__", type(solve).__name__),
+)
+def test_the_derivative_of_a_solution_does_not_depend_on_where_it_began(solve):
+    a, b = spd(5), normal(5, seed=1)
+    given = {} if isinstance(solve, WarmStart) else {"init": torch.linalg.solve(a, b)}
+
+    def solution(a, b):
+        return solve(lambda v: (a @ v + a.T @ v) / 2, b, **given)
+
+    def exact(a, b):
+        return torch.linalg.solve((a + a.T) / 2, b)
+
+    assert_close(solution(a, b), exact(a, b))  # from where a warm start goes on
+    for chosen in (0, 1):
+        truth = jacrev(exact, argnums=chosen)(a, b)
+        for transform in (jacrev, jacfwd):
+            ours = transform(solution, argnums=chosen)(a, b)
+            assert_close(ours, truth, rtol=1e-6, atol=1e-8)
+    leaf = b.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(solution(a, leaf).sum(), leaf)
+    assert_close(slope, torch.linalg.inv(a).sum(0), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "solve", [*SOLVERS, partial(solve_neumann, step_size=0.3), solve_lu, solve_cholesky, solve_qr]
+)
+def test_compiled_functions_break_their_graph_around_a_solver(solve):
+    a, b = spd(5), normal(5, seed=1)
+    compiled = torch.compile(lambda b: 3 * solve(lambda v: a @ v, 2 * b), backend="eager")
+    assert_close(compiled(b), 6 * torch.linalg.solve(a, b))
+
+
+@pytest.mark.parametrize("solve", SOLVERS)
 def test_exact_preconditioner_takes_one_iteration(solve):
     d = torch.logspace(0, 4, 30, dtype=torch.float64)
     power = 2 if solve is solve_normal_cg else 1
@@ -282,6 +331,31 @@ def test_nan_and_infinity_raise(solve, bad):
         solve(lambda x: x * bad, torch.ones(2))
     with pytest.raises(LinearSolveError, match="NaN or infinity"):
         solve(lambda x: x, torch.tensor([1.0, bad]))
+
+
+def test_ten_iterations_for_each_element_are_the_default_within_bounds():
+    most = lambda size: Stopping.of(None, 0.0, None, 1e-16, size).maxiter
+    assert [most(size) for size in (0, 1, 2, 3, 100, 1000, 10**6)] == [
+        20, 20, 20, 30, 1000, 10_000, 10_000
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("solve", [solve_cg, solve_minres])
+def test_what_is_left_by_rounding_of_a_large_solution_is_no_failure(solve):
+    q = torch.linalg.qr(normal(2, 2))[0]
+    a = q @ torch.diag(torch.tensor([1.0, 1e-6], dtype=torch.float64)) @ q.T
+    b = normal(2, seed=1)
+    for given in ({}, {"tol": 0.0, "maxiter": 2}):
+        x, info = solve(lambda v: a @ v, b, info=True, **given)
+        assert info.residual > info.tolerance
+        assert relative(x, torch.linalg.solve(a, b)) < 1e-8
+
+
+def test_a_large_iterate_excuses_no_large_residual():
+    a = torch.diag(torch.tensor([1.0, 1e-9]))
+    start = torch.tensor([0.9, 1.5e9])
+    with pytest.raises(LinearSolveError, match=r"residual of 0\.5 after 1 iterations"):
+        solve_minres(lambda v: a @ v, torch.ones(2), init=start, maxiter=1)
 
 
 def test_single_precision_does_not_excuse_a_large_residual_by_rounding():

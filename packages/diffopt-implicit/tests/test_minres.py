@@ -54,9 +54,11 @@ def test_a_preconditioner_is_used_and_must_be_positive():
     x, info = solve_minres(lambda v: d * v, b, preconditioner=lambda r: r / d.abs(), info=True)
     assert info.iterations <= 3
     assert_close(x, b / d)
-    with pytest.raises(LinearSolveError) as error:
-        solve_minres(lambda v: d * v, b, preconditioner=lambda r: -r)
-    assert error.value.info.status != LinearSolveStatus.CONVERGED
+    mixed = torch.where(torch.arange(30) == 3, -1.0, 1.0).double()  # met after some iterations
+    for wrong in (-d.abs(), mixed):
+        with pytest.raises(LinearSolveError, match="the preconditioner, is not positive") as error:
+            solve_minres(lambda v: d * v, b, preconditioner=lambda r, wrong=wrong: wrong * r)
+        assert error.value.info.status == LinearSolveStatus.INDEFINITE
 
 
 def test_singular_systems_fail_unless_they_are_consistent():

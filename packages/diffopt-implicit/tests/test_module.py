@@ -269,6 +269,15 @@ def test_dropout_in_training_mode_is_refused():
     module.solution(X, Y)["weight"].sum().backward()
 
 
+def test_transforms_of_torch_func_are_refused():
+    module = NormalEquations()
+    message = r"`NormalEquations.solution` sets parameters in place.*`torch\.autograd\.grad`"
+    for transform in (torch.func.grad, torch.func.jacfwd, torch.func.vmap):
+        with pytest.raises(NotImplementedError, match=message):
+            transform(lambda y: module.solution(X, y)["weight"].sum())(Y)
+    assert module.weight.tolist() == [0, 0, 0]
+
+
 def test_an_unsolved_problem_is_noticed():
     class Lazy(Ridge):
         on_inexact_root = "raise"

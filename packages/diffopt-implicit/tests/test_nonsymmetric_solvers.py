@@ -84,6 +84,13 @@ def test_gmres_restarts():
     assert_close(x, torch.linalg.solve(a, b))
 
 
+def test_gmres_goes_on_while_each_cycle_gains_a_little():
+    a, b = torch.diag(torch.linspace(1, 100, 30, dtype=torch.float64)), normal(30, seed=1)
+    x, info = solve_gmres(lambda v: a @ v, b, restart=3, maxiter=5000, info=True)
+    assert info.iterations > 200
+    assert_close(x, torch.linalg.solve(a, b))
+
+
 def test_too_small_a_space_of_gmres_is_reported():
     a = torch.eye(12, dtype=torch.float64).roll(1, 0)
     with pytest.raises(LinearSolveError) as failure:

@@ -37,6 +37,8 @@ def test_too_few_columns_are_an_approximation_and_said_to_fail():
     x = solve_nystrom(lambda v: a @ v, b, rank=4, seed=3, on_failure="ignore", ridge=0.1)
     again = solve_nystrom(lambda v: a @ v, b, rank=4, seed=3, on_failure="ignore", ridge=0.1)
     assert_close(x, again, rtol=0, atol=0)
+    other = solve_nystrom(lambda v: a @ v, b, rank=4, seed=4, on_failure="ignore", ridge=0.1)
+    assert not torch.allclose(x, other)
     inverses = []
     for chosen in map(list, combinations(range(8), 4)):
         near = a[:, chosen] @ torch.linalg.inv(a[chosen][:, chosen]) @ a[chosen]

@@ -42,6 +42,19 @@ def test_the_exact_diagonal_is_inverted():
     assert_close(m(a[1]), a[1] / (a.diagonal() + 0.5))
 
 
+def test_a_negative_diagonal_leaves_it_positive():
+    d, b = torch.tensor([2.0, -4.0, 0.0], dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    m = JacobiPreconditioner().prepare(lambda v: d * v, b)
+    assert_close(m(b), torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("recipe", [NystromPreconditioner(3), JacobiPreconditioner()])
+def test_no_graph_is_kept_of_a_preconditioner(recipe):
+    a = spd(6).requires_grad_()
+    m = recipe.prepare(lambda v: a @ v, a.detach()[0])
+    assert not m(normal(6)).requires_grad
+
+
 def test_probes_estimate_the_diagonal():
     a = spd(20) + torch.diag(torch.linspace(0, 30, 20, dtype=torch.float64))
     b = torch.ones(20, dtype=torch.float64)
@@ -66,6 +79,17 @@ def test_a_badly_scaled_system_is_solved_in_few_iterations(solve):
     _, plain = solve(lambda v: a @ v, b, **options)
     assert_close(x, torch.linalg.solve(a, b), rtol=1e-5, atol=1e-9)
     assert info.iterations < plain.iterations / 3
+
+
+@pytest.mark.parametrize("solve", [solve_cg, solve_normal_cg, solve_minres])
+@pytest.mark.parametrize("init", [None, torch.zeros(20, dtype=torch.float64)], ids=["", "started"])
+def test_solvers_prepare_a_preconditioner_with_their_ridge(solve, init):
+    d, b = torch.logspace(-4, 0, 20, dtype=torch.float64), normal(20)
+    given = {"ridge": 1e-2, "init": init, "preconditioner": JacobiPreconditioner(), "info": True}
+    x, info = solve(lambda v: d * v, b, **given)
+    exact = d * b / (d**2 + 1e-2) if solve is solve_normal_cg else b / (d + 1e-2)
+    assert_close(x, exact)
+    assert info.iterations <= 2
 
 
 # Nyström

@@ -91,6 +91,14 @@ def test_growing_iterations_raise_and_tell_the_way_out(solve):
     assert_close(solve(lambda x: 3 * x, torch.ones(2), step_size=0.3), torch.full((2,), 1 / 3))
 
 
+def test_a_start_far_away_is_no_divergence():
+    start = torch.full((2,), 1e3)
+    _, info = solve_fixed_point(
+        lambda x: 0.5 * x, torch.ones(2), init=start, maxiter=2, info=True, on_failure="ignore"
+    )
+    assert info.status == LinearSolveStatus.MAXITER
+
+
 @pytest.mark.parametrize("solve", SOLVERS)
 def test_growth_that_passes_is_no_divergence(solve):
     a = torch.tensor([[0.5, -1e4], [0.0, 0.5]], dtype=torch.float64)

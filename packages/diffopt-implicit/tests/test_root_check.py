@@ -68,6 +68,10 @@ def test_roots_at_zero_are_not_called_inexact_for_rounding():
         lambda init, a: torch.full_like(a, 1e-17)
     )
     assert_close(autograd_grad(near(None, a).sum(), a)[0], torch.ones(2, dtype=torch.float64))
+    a = a.detach()
+    for root, slope in ((solver, 0.0), (near, 1.0)):
+        pushed = jvp(lambda a, root=root: root(None, a), (a,), (torch.ones_like(a),))[1]
+        assert_close(pushed, torch.full_like(a, slope))
 
 
 def test_one_bad_root_of_a_batch_is_found():
@@ -204,3 +208,10 @@ def test_complex_arguments_are_differentiated_in_both_modes():
     c = torch.complex(normal(3, seed=1), normal(3, seed=2)).requires_grad_()
     assert gradcheck(lambda c: solver(None, c), (c,), check_forward_ad=True)
     assert gradgradcheck(lambda c: solver(None, c), (c,))
+
+    condition = lambda x, c: a @ x + x**3 - (c.abs() ** 2 + (c * c).real)
+    root, v, t = solver(None, c).detach(), normal(3, seed=3), torch.complex(normal(3), normal(3))
+    (pulled,) = root_vjp(condition, root, (c.detach(),), v)
+    assert_close(pulled, autograd_grad(solver(None, c), c, v)[0])
+    pushed = root_jvp(condition, root, (c.detach(),), (t,))
+    assert_close(pushed, jvp(lambda c: solver(None, c), (c.detach(),), (t,))[1])

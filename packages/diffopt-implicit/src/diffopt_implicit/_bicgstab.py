@@ -20,6 +20,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -54,6 +55,7 @@ def solve_bicgstab(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_bicgstab(
     matvec: MatVec,
     b: Tree,

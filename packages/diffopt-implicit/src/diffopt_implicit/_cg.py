@@ -22,6 +22,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -56,6 +57,7 @@ def solve_cg(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_cg(
     matvec: MatVec,
     b: Tree,
@@ -80,7 +82,9 @@ def solve_cg(
         matvec: The product ``x -> A x``, from and to trees like `b`. What it is given may be
             written over afterwards: it should copy what it keeps.
         b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0.
-        init: Where to start, a tree like `b`; default zero.
+        init: Where to start, a tree like `b`; default zero. Iterations to a tolerance that are
+            differentiated start at zero all the same: few of them from nearby would not have
+            the derivative of the solution.
         ridge: Added to the diagonal of ``A``, at least 0; a number or a scalar tensor.
         tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`: 3.0e-13
             in float64, 2.9e-6 in float32, 0.02 in bfloat16.

@@ -82,7 +82,7 @@ class CompiledHypergradient:
         eager = InnerProblem.at(*self._losses, params, hparams)
         if not self._seen:  # so that what is wrong with a loss is said in its own words
             for loss in self._losses:
-                eager.loss(loss, eager.params, eager.hparams)
+                eager.slopes(loss, eager.params)
             self._seen = True
         problem = CompiledProblem(**vars(eager), graphs=self._graphs)
         with explained():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytree_core import tree_flatten, tree_unflatten
+from pytree_core import tree_flatten, tree_paths, tree_unflatten
 from torch import Tensor
 
 Tree = Any
@@ -35,21 +35,22 @@ class Coordinates:
         """Describe `tree`, called `name` in errors."""
         leaves, spec = tree_flatten(tree)
         working = torch.float32 if leaves else torch.get_default_dtype()
-        for leaf in leaves:
+        for i, leaf in enumerate(leaves):
             if not isinstance(leaf, Tensor):
                 raise TypeError(
-                    f"The leaves of {name} must be tensors, got {type(leaf).__name__}. "
-                    "Wrap numbers with `torch.tensor`."
+                    f"The leaves of {name} must be tensors, got {type(leaf).__name__}"
+                    f"{place(tree, i)}. Wrap numbers with `torch.tensor`; register classes with "
+                    "`pytree_core.register_pytree_node`."
                 )
             if leaf.is_complex():
                 raise TypeError(
-                    f"{name} holds a complex tensor ({leaf.dtype}), and only real ones are "
-                    "supported. Split it with `torch.view_as_real`."
+                    f"{name} holds a complex tensor ({leaf.dtype}){place(tree, i)}, and only real "
+                    "ones are supported. Split it with `torch.view_as_real`."
                 )
             if not leaf.is_floating_point():
                 raise TypeError(
-                    f"{name} must hold floating-point tensors, got {leaf.dtype}. Convert it "
-                    "with `.double()` or `.float()`."
+                    f"{name} must hold floating-point tensors, got {leaf.dtype}{place(tree, i)}. "
+                    "Convert it with `.double()` or `.float()`."
                 )
             working = torch.promote_types(working, leaf.dtype)
         return cls(
@@ -105,3 +106,9 @@ class Coordinates:
                 )
             ],
         )
+
+
+def place(tree: Tree, index: int) -> str:
+    """Tell where in a tree its leaf of an index is; nothing where it is the only one."""
+    path = tree_paths(tree)[index]
+    return f" at {''.join(f'[{key!r}]' for key in path)}" if path else ""

@@ -13,6 +13,7 @@ from diffopt_implicit._linear_system import (
     Tree,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -41,6 +42,7 @@ def solve_lu(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_lu(
     matvec: MatVec,
     b: Tree,
@@ -127,6 +129,7 @@ def solve_cholesky(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_cholesky(
     matvec: MatVec,
     b: Tree,
@@ -206,6 +209,7 @@ def solve_qr(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_qr(
     matvec: MatVec,
     b: Tree,

@@ -223,7 +223,7 @@ class BOME:
 def multiplier(outer: Tensors, barrier: Tensors, eta: float) -> Tensor:
     """Return the weight of a barrier's gradient that keeps the barrier falling."""
     product = torch.stack(
-        [(a * b).sum().double() for a, b in zip(outer, barrier, strict=True)]
+        [(a.conj() * b).sum().real.double() for a, b in zip(outer, barrier, strict=True)]
     ).sum()
     square = size(barrier) ** 2
     share = torch.where(square > 0, product / torch.where(square > 0, square, 1.0), eta)

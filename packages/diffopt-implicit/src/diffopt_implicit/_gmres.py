@@ -22,6 +22,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -58,6 +59,7 @@ def solve_gmres(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_gmres(
     matvec: MatVec,
     b: Tree,

@@ -109,7 +109,7 @@ def hypergradient(
         outer_loss: ``(params, hparams) ->`` scalar.
         params: The minimum of `inner_loss`, any tree of real floating-point tensors. How it
             was found does not matter, and no graph of it is followed.
-        hparams: Any tree; its floating-point tensors are differentiated.
+        hparams: Any tree; its floating-point tensors, real or complex, are differentiated.
         method: A value, by default `CG()`; swap it to swap the estimator.
         init: An adjoint to start from, the `info.adjoint` of an earlier call. Methods that do
             not iterate, and `Neumann`, which begins at zero, leave it aside.

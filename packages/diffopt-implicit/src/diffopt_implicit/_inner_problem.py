@@ -11,9 +11,10 @@ import torch
 from pytree_core import tree_leaves, tree_unflatten
 from torch import Tensor
 
+from diffopt_implicit._closure import graph_leaves
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._equation import LinearMap, cut, pull_params, transposed_jacobian
-from diffopt_implicit._kept_graph import fresh, pulled, symmetric
+from diffopt_implicit._kept_graph import fresh, gradients, pulled, symmetric
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._products import Selection
 from diffopt_implicit._torch import Tensors, is_recorded
@@ -64,17 +65,25 @@ class InnerProblem:
         """Evaluate one of the losses."""
         value = loss(self.tree(params), *self.selection.with_tensors(hparams))
         if not isinstance(value, Tensor) or value.ndim != 0:
-            name = "inner_loss" if loss is self.inner_loss else "outer_loss"
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            name = self.name_of(loss)
             raise ValueError(f"`{name}` must return a scalar tensor, got {got}. Take its mean.")
         return value
+
+    def name_of(self, loss: Loss) -> str:
+        """Return what errors call a loss."""
+        return "inner_loss" if loss is self.inner_loss else "outer_loss"
 
     def inner_slope(self, params: Tensors, hparams: Tensors) -> Tensors:
         """Return the derivative of the inner loss in the parameters: the optimality condition."""
         every = tuple(range(len(params)))
 
         def value(*x: Tensor) -> Tensor:
-            return self.loss(self.inner_loss, x, hparams)
+            found = self.loss(self.inner_loss, x, hparams)
+            # At the level of this gradient, whatever else requires grad.
+            if x and not (torch.compiler.is_compiling() or found.requires_grad):
+                raise ValueError(independent("inner_loss"))
+            return found
 
         return torch.func.grad(value, argnums=every)(*params)
 
@@ -98,8 +107,23 @@ class InnerProblem:
         with torch.enable_grad():
             leaves = fresh(at)
             found = value(*leaves)
-        ones = (torch.ones_like(found),)
-        return cut(pulled((found,), leaves, ones, retain_graph=False), count)
+        return cut(self.gradients(loss, found, leaves), count)
+
+    def gradients(
+        self, loss: Loss, value: Tensor, leaves: Tensors, create_graph: bool = False
+    ) -> Tensors:
+        """Return the derivatives of a loss in the leaves of its graph, parameters first."""
+        found = gradients(value, leaves, create_graph)
+        if self.params and all(slope is None for slope in found[: len(self.params)]):
+            given = {id(leaf) for leaf in leaves}
+            others = any(id(leaf) not in given for leaf in graph_leaves([value.grad_fn]))
+            # An outer loss of the hyperparameters alone has a derivative, if no use of this.
+            if loss is self.inner_loss or others:
+                raise ValueError(independent(self.name_of(loss)))
+        return tuple(
+            torch.zeros_like(leaf) if slope is None else slope
+            for leaf, slope in zip(leaves, found, strict=True)
+        )
 
     def products(self) -> Products:
         """Return the products with second derivatives, each of which is linear in its vector."""
@@ -109,7 +133,7 @@ class InnerProblem:
         with torch.enable_grad():
             params, hparams = fresh(self.params), fresh(self.hparams)
             value = self.loss(self.inner_loss, params, hparams)
-            slope = pulled((value,), params, (torch.ones_like(value),), create_graph=True)
+            slope = self.gradients(self.inner_loss, value, params, create_graph=True)
         return Products(symmetric(partial(pulled, slope, params)), partial(pulled, slope, hparams))
 
     def matrix_at(self, values: Tensors, count: int) -> LinearMap:
@@ -128,6 +152,15 @@ class InnerProblem:
     def tree(self, tensors: Tensors) -> Tree:
         """Give tensors the structure of the parameters."""
         return tree_unflatten(self.space.spec, tensors)
+
+
+def independent(name: str) -> str:
+    """Say that a loss makes no use of the parameters."""
+    return (
+        f"`{name}` does not depend on `params`. Is a module called with parameters of its own? "
+        "Call it with the given ones, `torch.func.functional_call(module, params, inputs)`; and "
+        "detach nothing on the way."
+    )
 
 
 def scaled(factor: float | Tensor, tensors: Tensors) -> Tensors:

@@ -16,15 +16,8 @@ def fresh(tensors: Tensors) -> Tensors:
     return tuple(tensor.detach().requires_grad_() for tensor in tensors)
 
 
-def pulled(
-    results: Tensors,
-    leaves: Tensors,
-    cotangents: Tensors,
-    *,
-    retain_graph: bool = True,
-    create_graph: bool = False,
-) -> Tensors:
-    """Pull cotangents of results back to leaves of their graph."""
+def pulled(results: Tensors, leaves: Tensors, cotangents: Tensors) -> Tensors:
+    """Pull cotangents of results back to leaves of their graph, which is kept."""
     used = [i for i, result in enumerate(results) if result.requires_grad]
     if not used or not leaves:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
@@ -32,11 +25,19 @@ def pulled(
         [results[i] for i in used],
         leaves,
         [cotangents[i] for i in used],
-        retain_graph=retain_graph,
-        create_graph=create_graph,
+        retain_graph=True,
         allow_unused=True,
         materialize_grads=True,
     )
+
+
+def gradients(
+    value: Tensor, leaves: Tensors, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Return the derivatives of a scalar in leaves of its graph, None where it has no path."""
+    if not value.requires_grad or not leaves:
+        return (None,) * len(leaves)
+    return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
 
 
 def symmetric(product: LinearMap, many: LinearMap | None = None) -> LinearMap:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import Tree
-from diffopt_implicit._torch import Tensors
+from diffopt_implicit._torch import Tensors, outside_graphs
 
 
 class KKTSolution(NamedTuple):
@@ -50,7 +50,8 @@ def kkt_optimality(
     `KKTSolution`. Its Jacobian is regular, and so the derivative defined, if the active
     constraints have independent gradients, none of them has a multiplier of 0, and the
     Lagrangian is convex along them; it is not symmetric positive definite, so take
-    `solve_normal_cg`, `solve_gmres` or `solve_lu`.
+    `solve_normal_cg`, `solve_gmres` or `solve_lu`. JAXopt's name for it is
+    `make_kkt_optimality_fun`, whose functions take parameters of their own.
 
     Args:
         objective: ``f(x, *args, **kwargs) ->`` scalar.
@@ -80,6 +81,7 @@ def kkt_optimality(
         Amos & Kolter, *OptNet*, ICML 2017, section 3.1.
     """
 
+    @outside_graphs
     def condition(solution: KKTSolution, /, *args: Any, **kwargs: Any) -> KKTSolution:
         primal, dual_eq, dual_ineq = solution
         leaves, spec = tree_flatten(primal)

@@ -39,8 +39,8 @@ ADVICE = {
         "solution, work in float64, add a `ridge`, or raise `tol`."
     ),
     LinearSolveStatus.INDEFINITE: (
-        "It met a direction along which the matrix is not positive definite: use "
-        "`solve_normal_cg`, which needs no definiteness, or add a `ridge`."
+        "It met a direction along which the matrix, or the preconditioner, is not positive "
+        "definite: use `solve_normal_cg`, which needs no definite matrix, or add a `ridge`."
     ),
     LinearSolveStatus.NONFINITE: (
         "NaN or infinity appeared: check the values and derivatives of the condition there."
@@ -132,7 +132,7 @@ def describe(name: str, info: LinearSolveInfo) -> str:
     status, residual, tolerance, iterations = failed[0]
     accepted = (
         "For a fixed number of iterations pass `on_failure='ignore'`."
-        if tolerance == 0
+        if tolerance == 0 and status == LinearSolveStatus.MAXITER
         else "With `on_failure='warn'` this is a warning."
     )
     which = f" on {len(failed)} of {len(rows)} systems; the first" if len(rows) > 1 else ": it"

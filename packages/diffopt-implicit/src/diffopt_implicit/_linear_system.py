@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import LinearSolveInfo
 from diffopt_implicit._linear_info import LinearSolveStatus as Status
-from diffopt_implicit._torch import any_true, is_recorded
+from diffopt_implicit._torch import any_true, is_recorded, is_tracked
 
 Tree = Any
 MatVec = Callable[[Tree], Tree]
@@ -77,6 +77,14 @@ def check_positive(name: str, value: float | Tensor) -> None:
     """Refuse a number that is not positive; a tensor is not looked at."""
     if not isinstance(value, Tensor) and not value > 0:
         raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
+def is_differentiated(residual: Callable[[], Tensor], stopping: Stopping) -> bool:
+    """Tell whether iterations that go on to a tolerance are differentiated, by a residual there.
+
+    They must not begin nearby then: the few that follow do not have the derivative of the solution.
+    """
+    return not stopping.fixed and is_recorded() and is_tracked(residual())
 
 
 def matrix_of(operator: VectorMap, b: Tensor) -> Tensor:

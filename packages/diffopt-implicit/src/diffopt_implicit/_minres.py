@@ -21,6 +21,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -55,6 +56,7 @@ def solve_minres(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_minres(
     matvec: MatVec,
     b: Tree,
@@ -148,10 +150,14 @@ def iterate(
         # The Lanczos vectors v and z = M v, the rotations (c, s), the directions w and A w.
         zero, one = torch.zeros_like(b), torch.ones_like(residual)
         v_before, v, z = zero, r, precondition(r)
-        beta = torch.dot(v, z).clamp(min=0).sqrt()
+        square = torch.dot(v, z)
+        indefinite = indefinite | (live & (square < -stopping.eps * norm(v) * norm(z)))
+        beta = square.clamp(min=0).sqrt()
         eta, c_before, c, s_before, s = beta, one, one, 0 * one, 0 * one
         w_before, w, aw_before, aw = zero, zero, zero, zero
         spread = 0 * one
+        # The recurrence follows the residual over so many digits: beyond, it begins anew.
+        in_reach = torch.maximum(inner_goal, stopping.eps**0.8 * residual)
         while stopping.goes_on(taken, live):
             live = live & (beta > 0)
             safe = torch.where(live, beta, 1.0)
@@ -186,7 +192,7 @@ def iterate(
             eta = -s * eta
             v_before, v, z, beta = v, v_next, z_next, beta_next
             iterations, taken = iterations + live, taken + 1
-            live = live & ~(norm(r) <= inner_goal)
+            live = live & ~(norm(r) <= in_reach)
         r, before = operator.residual(b, x), residual
         residual = norm(r)
         # A restart that does not halve the true residual has met rounding, or a singularity.

@@ -16,7 +16,7 @@ from diffopt_implicit._condition import LinearSolver, attach_root
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._torch import outside_graphs
+from diffopt_implicit._torch import is_transforming, outside_graphs
 
 Named = dict[str, Tensor]
 
@@ -107,10 +107,17 @@ class ImplicitModule(nn.Module):
             own inner parameters hold the same values, and are left alone when `solve` fails.
 
         Raises:
-            NotImplementedError: If there is no problem, or no solver.
+            NotImplementedError: If there is no problem, or no solver; and under the transforms
+                of `torch.func`, which cannot follow what is set in place.
             ValueError: If the parameters are not declared as they must be.
             LinearSolveError: When a derivative is taken and `linear_solve` fails.
         """
+        if is_transforming():
+            raise NotImplementedError(
+                f"`{type(self).__name__}.solution` sets parameters in place, which `torch.func` "
+                "cannot transform: use `torch.autograd.grad` or `backward()`, or decorate a solver "
+                "by `custom_root`."
+            )
         inner, meta = dict(self.named_inner_parameters()), dict(self.named_meta_parameters())
         self._check_declared(inner, meta)
         condition = self._condition()

@@ -10,6 +10,7 @@ from diffopt_implicit._linear_info import LinearSolveInfo, OnFailure
 from diffopt_implicit._linear_system import MatVec, Tree, check_positive
 from diffopt_implicit._on_vectors import solve_on_vectors
 from diffopt_implicit._richardson import richardson
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -42,6 +43,7 @@ def solve_neumann(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_neumann(
     matvec: MatVec,
     b: Tree,

@@ -21,6 +21,7 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
+    is_differentiated,
     moved,
     norm,
     reuse,
@@ -29,7 +30,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._preconditioners import Preconditioner, prepared
-from diffopt_implicit._torch import vjp
+from diffopt_implicit._torch import outside_graphs, vjp
 
 
 @overload
@@ -64,6 +65,7 @@ def solve_normal_cg(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_normal_cg(
     matvec: MatVec,
     b: Tree,
@@ -93,7 +95,8 @@ def solve_normal_cg(
             over afterwards, as by `solve_cg`.
         b: Any tree of real floating-point tensors. ``b = 0`` gives exactly 0 in a square
             system.
-        init: Where to start, and what ``x`` looks like; default zero, shaped like `b`.
+        init: Where to start, and what ``x`` looks like; default zero, shaped like `b`. Iterations
+            on a square system that are differentiated start at zero, as those of `solve_cg`.
         ridge: Added to the diagonal of ``A^T A``, at least 0; a number or a scalar tensor.
         tol: Relative tolerance; default ``eps ** 0.8`` of the coarsest dtype in `b`: 3.0e-13
             in float64, 2.9e-6 in float32, 0.02 in bfloat16.
@@ -137,8 +140,8 @@ def solve_normal_cg(
     """
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    rows = Coordinates.of(b, "b")
-    columns = rows if init is None else Coordinates.of(init, "init")
+    rows = Coordinates.of(b, "`b`")
+    columns = rows if init is None else Coordinates.of(init, "`init`")
     regularized = isinstance(ridge, Tensor) or ridge != 0
     square = (rows.spec, rows.shapes) == (columns.spec, columns.shapes) and not regularized
     stopping = Stopping.of(tol, atol, maxiter, rows.eps, max(rows.size, columns.size))
@@ -151,7 +154,7 @@ def solve_normal_cg(
             return s
         return columns.vector(near_inverse(columns.tree(s)), "The result of `preconditioner`")
 
-    rhs = rows.vector(b, "b")
+    rhs = rows.vector(b, "`b`")
     origin = torch.zeros(columns.size, dtype=columns.working, device=rhs.device)
     _, pull = vjp(operator, origin)
 
@@ -164,7 +167,9 @@ def solve_normal_cg(
     scale = size_of(rhs)
     gain = size_of(pull(rhs / scale)[0])
     unit = scale if square else scale * gain  # of the residual that is watched
-    start = origin if init is None else columns.vector(init, "init") * (gain / scale)
+    start = origin if init is None else columns.vector(init, "`init`") * (gain / scale)
+    if init is not None and square and is_differentiated(lambda: rhs - operator(start), stopping):
+        start = origin
     x, ended = iterate(
         lambda v: operator(v / gain),
         lambda r: pull(r)[0] / gain,

@@ -20,6 +20,7 @@ from diffopt_implicit._linear_system import (
     verdict,
 )
 from diffopt_implicit._on_vectors import solve_on_vectors
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -52,6 +53,7 @@ def solve_nystrom(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_nystrom(
     matvec: MatVec,
     b: Tree,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from diffopt_implicit._linear_system import (
     Tree,
     VectorMap,
     check_nonnegative,
+    is_differentiated,
     size_of,
 )
 from diffopt_implicit._operator import Operator
@@ -42,7 +44,7 @@ def solve_on_vectors(
     """Solve ``(A + ridge I) x = b`` by an algorithm on vectors, and report a failure."""
     check_on_failure(on_failure)
     check_nonnegative("ridge", ridge)
-    space = Coordinates.of(b, "b")
+    space = Coordinates.of(b, "`b`")
     stopping = Stopping.of(tol, atol, maxiter, space.eps, space.size)
     near_inverse = prepared(preconditioner, matvec, b, ridge)
 
@@ -51,12 +53,14 @@ def solve_on_vectors(
             return r
         return space.vector(near_inverse(space.tree(r)), "The result of `preconditioner`")
 
-    rhs = space.vector(b, "b")
-    start = None if init is None else space.vector(init, "init")
+    rhs, operator = space.vector(b, "`b`"), Operator(matvec, space, ridge)
+    start = None if init is None else space.vector(init, "`init`")
+    if start is not None and is_differentiated(partial(operator.residual, rhs, start), stopping):
+        start = None
     # Brought to size 1, so that squares of tiny or huge numbers stay within range.
     scale = size_of(rhs)
     x, ended = algorithm(
-        Operator(matvec, space, ridge),
+        operator,
         rhs / scale,
         None if start is None else start / scale,
         precondition,

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import MatVec, Tree, VectorMap, check_positive
 from diffopt_implicit._operator import Operator
+from diffopt_implicit._torch import outside_graphs
 
 
 class Preconditioner(ABC):
@@ -28,6 +29,7 @@ class Preconditioner(ABC):
         tensor(1)
     """
 
+    @outside_graphs
     def prepare(self, matvec: MatVec, b: Tree, ridge: float | Tensor = 0.0) -> MatVec:
         """Return ``r -> M r`` for a matrix.
 
@@ -40,8 +42,8 @@ class Preconditioner(ABC):
         Returns:
             A function of trees like `b`.
         """
-        space = Coordinates.of(b, "b")
-        device = space.vector(b, "b").device
+        space = Coordinates.of(b, "`b`")
+        device = space.vector(b, "`b`").device
         with torch.no_grad():  # the solution does not depend on it
             inverse = self.on_vectors(Operator(matvec, space), space, device, ridge)
         return lambda r: space.tree(inverse(space.vector(r, "What is preconditioned")))

@@ -17,9 +17,10 @@ from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
 from diffopt_implicit._root_check import RootCheck
-from diffopt_implicit._torch import Tensors, vjp
+from diffopt_implicit._torch import Tensors, outside_graphs, vjp
 
 
+@outside_graphs
 def root_vjp(
     optimality_fun: Callable[..., Tree],
     root: Tree,
@@ -50,7 +51,7 @@ def root_vjp(
 
     Returns:
         For each chosen argument, in the order of `args`, a tree like it, with None in the
-        place of leaves that are no floating-point tensors. Differentiable again.
+        place of leaves that are no floating-point tensors, real or complex. Differentiable again.
 
     Raises:
         InexactRootError: If `root` is far from one, and told to raise.
@@ -76,6 +77,7 @@ def root_vjp(
     return selection.like_args(pull(tuple(tree_leaves(v))))
 
 
+@outside_graphs
 def root_jvp(
     optimality_fun: Callable[..., Tree],
     root: Tree,
@@ -148,7 +150,7 @@ def root_as_function(
 
 @dataclass(frozen=True)
 class Selection:
-    """The floating-point tensors in the chosen arguments of a condition.
+    """The floating-point tensors, real or complex, in the chosen arguments of a condition.
 
     Attributes:
         args: All arguments.
@@ -210,5 +212,5 @@ class Selection:
 
 
 def differentiable(leaf: Any) -> bool:
-    """Tell whether a leaf is a floating-point tensor."""
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    """Tell whether a leaf is a floating-point tensor, real or complex."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())

@@ -24,6 +24,7 @@ from diffopt_implicit._linear_system import (
 from diffopt_implicit._on_vectors import Algorithm, solve_on_vectors
 from diffopt_implicit._operator import Operator
 from diffopt_implicit._preconditioners import Preconditioner
+from diffopt_implicit._torch import outside_graphs
 
 
 @overload
@@ -60,6 +61,7 @@ def solve_fixed_point(
 ) -> tuple[Tree, LinearSolveInfo]: ...
 
 
+@outside_graphs
 def solve_fixed_point(
     matvec: MatVec,
     b: Tree,

@@ -20,6 +20,8 @@ from diffopt_implicit._torch import Tensors, any_true, levels
 # It is held against the root's own size or, where that is zero, against how far the root moves
 # when the arguments change by their own size.
 
+SMALL_EXAMPLE = 1e-3  # of the usual size; below, an example is judged by that
+
 
 class InexactRootError(RuntimeError):
     """A solver stopped so far from its root that the derivative there would mean nothing.
@@ -91,6 +93,8 @@ class RootCheck:
         length, own = measure(residual), measure(root)
         error = length * quotient(measure(solution), measure(rhs))
         moved = slope * size(params)
+        if self.each:  # beside the others, where one of them is near zero
+            own = torch.maximum(own, SMALL_EXAMPLE * own.square().mean().sqrt())
         reach = torch.where(own > 0, own, moved) if self.each else torch.maximum(own, moved)
         if not any_true(~(error <= self.tol * reach)):
             return
@@ -120,7 +124,7 @@ def size(tensors: Tensors) -> Tensor:
 
 def sizes(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm for each index of the first dimension."""
-    rows = [t.detach().reshape(len(t), -1) for t in tensors]
+    rows = [t.detach().reshape(t.shape[0], t.shape[1:].numel()) for t in tensors]
     lengths = [torch.linalg.vector_norm(row, dim=1).double() for row in rows]
     return torch.linalg.vector_norm(torch.stack(lengths), dim=0)
 

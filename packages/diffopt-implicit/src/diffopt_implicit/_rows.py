@@ -41,7 +41,7 @@ class Rows:
         vector = self.space.vector(tree, name)  # which sees to it that the tree looks alike
         if not self.batched:
             return vector[None]
-        leaves = [leaf.flatten(1).to(self.space.working) for leaf in tree_leaves(tree)]
+        leaves = [side_by_side(leaf).to(self.space.working) for leaf in tree_leaves(tree)]
         return leaves[0] if len(leaves) == 1 else torch.cat(leaves, dim=1)
 
     def tree(self, matrix: Tensor) -> Tree:
@@ -50,6 +50,11 @@ class Rows:
             return self.space.tree(matrix[0])
         widths = [shape[1:].numel() for shape in self.space.shapes]
         return self.space.tree(torch.cat([part.flatten() for part in matrix.split(widths, 1)]))
+
+
+def side_by_side(leaf: Tensor) -> Tensor:
+    """Lay the elements of each example side by side, be there one of them, or no example."""
+    return leaf.reshape(leaf.shape[0], leaf.shape[1:].numel())
 
 
 def length(rows: Tensor) -> Tensor:

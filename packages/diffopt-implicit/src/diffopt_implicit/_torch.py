@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,12 +14,26 @@ from torch._compile import _disable_dynamo
 from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
-# Solvers branch on values, so `torch.compile` breaks its graph around what this decorates. It is
-# `torch.compiler.disable`, but for importing Dynamo, a second or more, when first called.
-outside_graphs = _disable_dynamo
 # Within it operations see tensors as they are, and not as levels of `torch.func` that are active.
 outside_transforms = torch._C._DisableFuncTorch
+
+
+def outside_graphs(func: Callable[P, R]) -> Callable[P, R]:
+    """Let `torch.compile` break its graph around a function, as `torch.compiler.disable` does."""
+    # Solvers branch on values. Dynamo takes a second or more to import, and what it has not been
+    # imported for is in no graph.
+    disabled = _disable_dynamo(func)
+
+    @functools.wraps(func)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" in sys.modules:
+            return disabled(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    return called
 
 
 def levels(tensor: Tensor) -> Iterator[Tensor]:

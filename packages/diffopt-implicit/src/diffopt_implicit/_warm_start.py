@@ -10,7 +10,7 @@ from pytree_core import tree_flatten, tree_unflatten
 from diffopt_implicit._coordinates import Coordinates
 from diffopt_implicit._linear_system import MatVec, Tree
 from diffopt_implicit._normal_cg import solve_normal_cg
-from diffopt_implicit._torch import Tensors, alive, is_wrapped
+from diffopt_implicit._torch import Tensors, alive, is_wrapped, outside_graphs
 
 
 class WarmStart:
@@ -39,9 +39,10 @@ class WarmStart:
         self.solve = solve
         self.last: Tree | None = None
 
+    @outside_graphs
     def __call__(self, matvec: MatVec, b: Tree, **options: Any) -> Any:
         """Solve ``A x = b`` from the last solution, and remember this one."""
-        space = Coordinates.of(b, "b")
+        space = Coordinates.of(b, "`b`")
         fits = self.last is not None and looks(self.last) == looks(b)
         solved = self.solve(matvec, b, **{"init": self.last if fits else None, **options})
         leaves, _ = tree_flatten(solved[0] if options.get("info") else solved)
