@@ -224,6 +224,17 @@ def test_an_optimizer_learns_to_train_classifiers_that_it_has_not_seen(example):
     assert (pictures / "learned_optimizer_pes.png").stat().st_size > 10_000
 
 
+@shows("maml_digits.py", "--quick")
+def test_learned_rates_and_weights_tell_unseen_digits_apart_after_five_steps(example):
+    printed, pictures = example
+    ((before, after),) = numbers(r"MAML: accuracy ([\d.]+)% -> ([\d.]+)%", printed)
+
+    assert after > before + 10
+    assert len(numbers(r"from scratch, \d+ steps: accuracy ([\d.]+)%", printed)) == 2
+    assert (pictures / "maml_digits.png").stat().st_size > 10_000
+    assert "adam_step" in (pictures / "meta_step.svg").read_text()
+
+
 @shows("imaml_digits.py", "--quick")
 def test_gradients_through_many_steps_come_to_those_of_implicit_maml(example):
     printed, pictures = example
