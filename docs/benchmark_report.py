@@ -15,13 +15,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-INTRODUCTION = """# Benchmarks
+INTRODUCTION = """---
+hide-toc: true
+---
+
+# Benchmarks
 
 Ours and the peers in one run, interleaved, as `nox -s bench` measures them; each section names its
 script and what it was measured with. In tables of times the number in brackets says how many times
 as long as ours: below 1 the peer is faster. In pictures a point to the right of the line is a peer
 that takes longer.
 """
+MOST_COLUMNS = 7
 Row = dict[str, float]
 
 
@@ -102,14 +107,19 @@ def is_row(part: Any) -> bool:
 
 
 def table(rows: dict[str, Row], times: bool) -> str:
-    """Rows of numbers as a table; times with how many times as long as the first they are."""
+    """Rows of numbers as a table; times with how many times as long as the first they are.
+
+    Columns that are many beside the rows are written as rows, which a page has room for.
+    """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines = [["", *names]]
     for label, row in rows.items():
         ours = next(iter(row.values()))
-        cells = [cell(row.get(name), ours if times else None) for name in names]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([label, *(cell(row.get(name), ours if times else None) for name in names)])
+    if len(names) > max(MOST_COLUMNS, len(rows)):
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def cell(value: float | None, ours: float | None) -> str:
@@ -117,7 +127,7 @@ def cell(value: float | None, ours: float | None) -> str:
     if value is None:
         return ""
     ratio = "" if ours is None or value == ours else f" ({value / ours:.2f})"
-    return f"{value:.4g}{ratio}"
+    return f"{value:,.0f}{ratio}" if abs(value) >= 1000 else f"{value:.4g}{ratio}"
 
 
 def draw_curves(curves: dict[str, dict[float, float]], name: str, unit: str, path: Path) -> None:

@@ -36,5 +36,6 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "diffopt"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_theme_options = {"navigation_with_keys": True}
