@@ -125,7 +125,8 @@ def main() -> None:
     curve = meta_learn(params, log_rates, seen, watched, steps)
     before, after = (judge(params, inner(log_rates), judged, steps=n) for n in (0, INNER_STEPS))
     print(f"MAML: accuracy {before:.1%} -> {after:.1%} after {INNER_STEPS} steps of Adam")
-    scratch, start = {}, dict(NETWORK.named_parameters())
+    start: Params = dict(NETWORK.named_parameters())
+    scratch: dict[str, float] = {}
     for count in SCRATCH_STEPS:
         on_seen = [judge(start, adam(rate), tuning, count) for rate in SCRATCH_RATES]
         rate = SCRATCH_RATES[on_seen.index(max(on_seen))]
