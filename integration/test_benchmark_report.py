@@ -31,6 +31,21 @@ def test_a_peer_that_is_faster_stands_below_one(report):
     ]
 
 
+def test_a_floor_is_not_ours(report):
+    rows = {"minimum": {"floor": 1.0, "unroll": 2.0, "peer": 4.0}}
+
+    assert report.table(rows, times=True).endswith("| minimum | 1 (0.50) | 2 | 4 (2.00) |")
+
+
+def test_what_was_stopped_says_so(report):
+    rows = {"store": {"stopped at 4 GiB": True}, "replay": {"MiB": 800.0}}
+
+    assert report.table(rows, times=False).splitlines()[2:] == [
+        "| store | yes |  |",
+        "| replay |  | 800 |",
+    ]
+
+
 def test_one_row_of_many_columns_stands_upright(report):
     rows = {"import": {f"module {k}": 1000.0 * k for k in range(1, 9)}}
 
