@@ -152,10 +152,10 @@ def commit_time(session: nox.Session) -> dict[str, str]:
     return {"SOURCE_DATE_EPOCH": str(told or "").strip()}
 
 
-def build(session: nox.Session, package: str, folder: Path) -> None:
+def build(session: nox.Session, package: str, folder: Path, dated: dict[str, str]) -> None:
     """Make the sdist of a package, and from that its wheel."""
     command = ("python", "-m", "build", "--outdir", str(folder), f"packages/{package}")
-    session.run(*command, env=commit_time(session))
+    session.run(*command, env=dated)
 
 
 @nox.session
@@ -164,9 +164,9 @@ def wheels(session: nox.Session) -> None:
     session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    named = session.posargs or PACKAGES
+    named, dated = session.posargs or PACKAGES, commit_time(session)
     for package in sorted({needed for name in named for needed in siblings(name)}):
-        build(session, package, dist)
+        build(session, package, dist, dated)
     session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
     for package in named:
         home = Path(session.create_tmp()).resolve() / package
@@ -187,12 +187,13 @@ def wheels(session: nox.Session) -> None:
 def reproducible(session: nox.Session) -> None:
     """Build all sdists and wheels (or those named) twice; their bytes must be the same."""
     session.install("-c", str(CONSTRAINTS), "build")
+    dated = commit_time(session)
     for package in session.posargs or PACKAGES:
         digests: list[dict[str, str]] = []
         for turn in ("first", "second"):
             folder = Path(session.create_tmp()).resolve() / turn
             shutil.rmtree(folder, ignore_errors=True)
-            build(session, package, folder)
+            build(session, package, folder, dated)
             files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
             digests.append({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
         if digests[0] != digests[1]:
