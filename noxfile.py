@@ -146,15 +146,27 @@ def docs(session: nox.Session) -> None:
     session.log(f"Open {ROOT / 'site' / 'index.html'} in a browser.")
 
 
+def commit_time(session: nox.Session) -> dict[str, str]:
+    """The environment in which archives of one commit have the same dates whenever built."""
+    told = session.run("git", "log", "-1", "--format=%ct", external=True, silent=True)
+    return {"SOURCE_DATE_EPOCH": str(told or "").strip()}
+
+
+def build(session: nox.Session, package: str, folder: Path, dated: dict[str, str]) -> None:
+    """Make the sdist of a package, and from that its wheel."""
+    command = ("python", "-m", "build", "--outdir", str(folder), f"packages/{package}")
+    session.run(*command, env=dated)
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all sdists and wheels (or those named, and what they need), and test each alone."""
     session.install("-c", str(CONSTRAINTS), "build", "twine", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    named = session.posargs or PACKAGES
+    named, dated = session.posargs or PACKAGES, commit_time(session)
     for package in sorted({needed for name in named for needed in siblings(name)}):
-        session.run("python", "-m", "build", "--outdir", str(dist), f"packages/{package}")
+        build(session, package, dist, dated)
     session.run("twine", "check", "--strict", *[str(path) for path in dist.iterdir()])
     for package in named:
         home = Path(session.create_tmp()).resolve() / package
@@ -171,12 +183,32 @@ def wheels(session: nox.Session) -> None:
             session.run(python, "-m", "pytest", "-q", "tests", external=True)
 
 
+@nox.session
+def reproducible(session: nox.Session) -> None:
+    """Build all sdists and wheels (or those named) twice; their bytes must be the same."""
+    session.install("-c", str(CONSTRAINTS), "build")
+    dated = commit_time(session)
+    for package in session.posargs or PACKAGES:
+        digests: list[dict[str, str]] = []
+        for turn in ("first", "second"):
+            folder = Path(session.create_tmp()).resolve() / turn
+            shutil.rmtree(folder, ignore_errors=True)
+            build(session, package, folder, dated)
+            files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+            digests.append({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+        if digests[0] != digests[1]:
+            session.error(f"{package} is not the same twice: {digests}")
+        for name, digest in digests[0].items():
+            session.log(f"{digest}  {name}")
+
+
 @nox.session(name="platform-wheels")
 def platform_wheels(session: nox.Session) -> None:
     """Wheels of the native packages for this platform and each Python, into wheelhouse/."""
     session.install("-c", str(CONSTRAINTS), "cibuildwheel")
+    dated = {**commit_time(session), "CIBW_ENVIRONMENT_PASS_LINUX": "SOURCE_DATE_EPOCH"}
     for package in session.posargs or NATIVE:
-        session.run("cibuildwheel", "--output-dir", "wheelhouse", f"packages/{package}")
+        session.run("cibuildwheel", "--output-dir", "wheelhouse", f"packages/{package}", env=dated)
 
 
 @nox.session

@@ -15,13 +15,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-INTRODUCTION = """# Benchmarks
+INTRODUCTION = """---
+hide-toc: true
+---
+
+# Benchmarks
 
 Ours and the peers in one run, interleaved, as `nox -s bench` measures them; each section names its
 script and what it was measured with. In tables of times the number in brackets says how many times
-as long as ours: below 1 the peer is faster. In pictures a point to the right of the line is a peer
-that takes longer.
+as long as ours, the first but for a floor: below 1 the peer is faster. In pictures a point to the
+right of the line is a peer that takes longer.
 """
+MOST_COLUMNS = 7
 Row = dict[str, float]
 
 
@@ -102,22 +107,32 @@ def is_row(part: Any) -> bool:
 
 
 def table(rows: dict[str, Row], times: bool) -> str:
-    """Rows of numbers as a table; times with how many times as long as the first they are."""
+    """Rows of numbers as a table; times with how many times as long as the first they are.
+
+    Columns that are many beside the rows are written as rows, which a page has room for.
+    """
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    lines = [["", *names]]
     for label, row in rows.items():
-        ours = next(iter(row.values()))
-        cells = [cell(row.get(name), ours if times else None) for name in names]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        ours = row[own(row)]
+        lines.append([label, *(cell(row.get(name), ours if times else None) for name in names)])
+    if len(names) > max(MOST_COLUMNS, len(rows)):
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["---", *["---:"] * (len(lines[0]) - 1)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def own(row: Row) -> str:
+    """Which of a row is ours: the first, but for what nothing can be faster than."""
+    return next((name for name in row if name != "floor"), "floor")
 
 
 def cell(value: float | None, ours: float | None) -> str:
     """A number, and how many times ours it is."""
-    if value is None:
-        return ""
+    if value is None or isinstance(value, bool):
+        return "yes" if value else ""
     ratio = "" if ours is None or value == ours else f" ({value / ours:.2f})"
-    return f"{value:.4g}{ratio}"
+    return f"{value:,.0f}{ratio}" if abs(value) >= 1000 else f"{value:.4g}{ratio}"
 
 
 def draw_curves(curves: dict[str, dict[float, float]], name: str, unit: str, path: Path) -> None:
@@ -149,11 +164,12 @@ def pyplot() -> Any:
 def draw(rows: dict[str, Row], path: Path) -> None:
     """Draw how many times as long as ours the others take, a line for each row."""
     plt = pyplot()
-    peers = list(dict.fromkeys(name for row in rows.values() for name in list(row)[1:]))
+    others = [name for row in rows.values() for name in row if name != own(row)]
+    peers = list(dict.fromkeys(others))
     figure, axes = plt.subplots(figsize=(7, 1.0 + 0.32 * len(rows)), layout="constrained")
     for k, peer in enumerate(peers):
         present = [(y, row) for y, row in enumerate(rows.values()) if peer in row]
-        points = [(row[peer] / next(iter(row.values())), y) for y, row in present]
+        points = [(row[peer] / row[own(row)], y) for y, row in present if peer != own(row)]
         axes.scatter(*zip(*points, strict=True), label=peer, color=f"C{k % 10}", s=26, zorder=3)
     axes.axvline(1, color="0.4", linewidth=1)
     axes.set_xscale("log")

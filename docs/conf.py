@@ -35,6 +35,8 @@ napoleon_use_ivar = True  # attributes are told in one list
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the usual one underlines names as if they were links
 html_title = "diffopt"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_theme_options = {"navigation_with_keys": True}

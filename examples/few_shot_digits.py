@@ -99,11 +99,13 @@ def meta_learn(
     return curve
 
 
-def draw(curves: dict[str, Curve], path: Path) -> None:
-    """Draw the accuracy of each way while it learned."""
+def draw(curves: dict[str, Curve], path: Path, across: dict[str, float] | None = None) -> None:
+    """Draw the accuracy of each way while it learned, and those that stay as lines across."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for name, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), marker="o", label=f"{name}: {curve[-1][1]:.0%}")
+    for style, (name, value) in zip(("--", ":"), (across or {}).items(), strict=False):
+        axes.axhline(value, color="gray", linestyle=style, label=f"{name}: {value:.0%}")
     axes.axhline(1 / WAYS, color="lightgray", label="chance")
     axes.set(xlabel="meta-step", ylabel="accuracy", ylim=(0, 1))
     axes.set_title(f"{WAYS} unseen digits, {SHOTS} image each")

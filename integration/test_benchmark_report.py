@@ -24,11 +24,34 @@ def test_a_peer_that_is_faster_stands_below_one(report):
     rows = {"small": {"ours": 2.0, "peer": 1.0}, "large": {"ours": 2.0, "peer": 5.0}}
 
     assert report.table(rows, times=True).splitlines() == [
-        "| | ours | peer |",
-        "|---|---:|---:|",
+        "|  | ours | peer |",
+        "| --- | ---: | ---: |",
         "| small | 2 | 1 (0.50) |",
         "| large | 2 | 5 (2.50) |",
     ]
+
+
+def test_a_floor_is_not_ours(report):
+    rows = {"minimum": {"floor": 1.0, "unroll": 2.0, "peer": 4.0}}
+
+    assert report.table(rows, times=True).endswith("| minimum | 1 (0.50) | 2 | 4 (2.00) |")
+
+
+def test_what_was_stopped_says_so(report):
+    rows = {"store": {"stopped at 4 GiB": True}, "replay": {"MiB": 800.0}}
+
+    assert report.table(rows, times=False).splitlines()[2:] == [
+        "| store | yes |  |",
+        "| replay |  | 800 |",
+    ]
+
+
+def test_one_row_of_many_columns_stands_upright(report):
+    rows = {"import": {f"module {k}": 1000.0 * k for k in range(1, 9)}}
+
+    upright = report.table(rows, times=False).splitlines()
+    assert upright[:3] == ["|  | import |", "| --- | ---: |", "| module 1 | 1,000 |"]
+    assert len(upright) == 2 + 8
 
 
 def test_curves_are_found_over_numbers_and_over_counted_steps(report):

@@ -1,5 +1,6 @@
 """The examples run, and what they show is there already in their first steps."""
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PROGRAMS = [path for path in sorted(EXAMPLES.glob("*.py")) if "__main__" in path.read_text("utf-8")]
 
 
 def shows(*command):
@@ -45,6 +47,18 @@ def example(request, results):
 def numbers(pattern, printed):
     """The numbers in the groups of each match, a tuple a match."""
     return [tuple(map(float, found.groups())) for found in re.finditer(pattern, printed)]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_an_example_is_short_and_is_told_and_tried(program):
+    text = program.read_text("utf-8")
+    told = ast.get_docstring(ast.parse(text)) or ""
+
+    assert len(text.splitlines()) < 150
+    assert "Expected, in " in told
+    assert "Shows: " in told
+    assert f'@shows("{program.name}"' in Path(__file__).read_text("utf-8")
+    assert f"`{program.name}`" in (EXAMPLES.parent / "docs" / "examples.md").read_text("utf-8")
 
 
 @shows("learned_schedule.py", "--quick")
@@ -222,6 +236,17 @@ def test_an_optimizer_learns_to_train_classifiers_that_it_has_not_seen(example):
     assert last < 0.8
     assert len(rivals) == 2
     assert (pictures / "learned_optimizer_pes.png").stat().st_size > 10_000
+
+
+@shows("maml_digits.py", "--quick")
+def test_learned_rates_and_weights_tell_unseen_digits_apart_after_five_steps(example):
+    printed, pictures = example
+    ((before, after),) = numbers(r"MAML: accuracy ([\d.]+)% -> ([\d.]+)%", printed)
+
+    assert after > before + 10
+    assert len(numbers(r"from scratch, \d+ steps: accuracy ([\d.]+)%", printed)) == 2
+    assert (pictures / "maml_digits.png").stat().st_size > 10_000
+    assert "adam_step" in (pictures / "meta_step.svg").read_text()
 
 
 @shows("imaml_digits.py", "--quick")

@@ -1,6 +1,7 @@
 """The feature matrix names tests that there are."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -30,8 +31,21 @@ def test_the_page_tells_what_a_run_said(tmp_path):
         "</testsuite></testsuites>"
     )
     outcomes = matrix.read_outcomes(results)
-    row = {"feature": "SGD", "wheel": "w", "peers": "Y P - n", "tests": ["explicit/test_sgd::a"]}
+    row = {"feature": "SGD", "peers": "Y P - n", "tests": ["explicit/test_sgd::a"]}
     assert matrix.row_of(row, outcomes) == (
-        "| SGD | w | ● | ◐ |  | n/a | `explicit/test_sgd::a`: 1 passed, 1 failed |"
+        "| SGD | [explicit, sgd: a](#explicit-test_sgd-a): 1 passed, 1 failed | ● | ◐ |  | n/a |"
     )
     assert "not run" in matrix.row_of(row, {})
+
+
+def test_each_proof_that_the_page_links_to_is_shown(tmp_path):
+    matrix.write(tmp_path)
+    page = (tmp_path / "features.md").read_text("utf-8")
+    proofs = "\n".join(path.read_text("utf-8") for path in (tmp_path / "proofs").iterdir())
+    linked = set(re.findall(r"\]\(#([\w-]+)\)", page))
+
+    assert linked == {matrix.anchor(test) for row in ROWS for test in row["tests"]}
+    assert linked == set(re.findall(r"^\(([\w-]+)\)=$", proofs, re.MULTILINE))
+    assert set(re.findall(r"^(?:async )?def (\w+)\(", proofs, re.MULTILINE)) >= {
+        matrix.test_name(test) for row in ROWS for test in row["tests"]
+    }

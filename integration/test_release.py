@@ -1,5 +1,6 @@
 """A release writes a version and a title, or nothing."""
 
+import re
 import shutil
 import sys
 from datetime import date
@@ -44,3 +45,23 @@ def test_nothing_new_is_no_release(package):
     release.release(package, "1.2.0", date(2026, 12, 1))
     with pytest.raises(release.ReleaseError, match="Nothing stands under 'Unreleased'"):
         release.release(package, "1.3.0", date(2026, 12, 2))
+
+
+@pytest.mark.parametrize(
+    "workflow", sorted(ROOT.glob(".github/workflows/*.yml")), ids=lambda p: p.stem
+)
+def test_workflows_call_nox_and_nothing_else(workflow):
+    commands = re.findall(r"- run: (.*)", workflow.read_text("utf-8"))
+
+    assert {*commands} >= {"python -m pip install nox"}
+    assert all(re.match(r"python -m (pip install nox$|nox -s )", command) for command in commands)
+
+
+def test_the_citation_and_the_security_policy_say_what_they_must():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    policy = (ROOT / "SECURITY.md").read_text("utf-8")
+
+    for key in ("cff-version", "title", "message", "authors", "license", "version"):
+        assert re.search(rf"^{key}:", citation, re.MULTILINE), key
+    for subject in ("torch.distributed.rpc", "pickle", "TreeSpec.from_json", "last minor version"):
+        assert subject in policy

@@ -9,6 +9,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 from diffopt_dist import get_rank, launch
+from diffopt_dist._code import dumps
 
 END = "end"
 
@@ -36,7 +37,7 @@ def serve(folder):
 
 def write(path, value):
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_bytes(cloudpickle.dumps(value))
+    unfinished.write_bytes(dumps(value))
     unfinished.replace(path)
 
 

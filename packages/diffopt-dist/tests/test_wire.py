@@ -14,6 +14,7 @@ from diffopt_dist import (
     replicate,
     sum_reducer,
 )
+from diffopt_dist._code import dumps
 from diffopt_dist._wire import SMALL, Tensors, is_small
 from diffopt_dist._worker import _has_nan
 
@@ -183,3 +184,13 @@ def test_a_tensor_on_another_device_is_refused_on_its_way_out_and_back(on_rank_z
         assert "Pass `x.cpu()`" in message
     assert "on rank 1 failed: ValueError: A tensor of shape (4,) on meta cannot be sent" in back
     assert rank == 1  # who is not taken for lost
+
+
+def test_functions_sent_by_value_remember_their_file_down_to_the_inner_ones():
+    def outer():
+        return lambda: None
+
+    sent = pickle.loads(dumps(outer))
+
+    assert sent.__code__.co_filename == sent().__code__.co_filename == __file__
+    assert sent.__code__.co_firstlineno == outer.__code__.co_firstlineno

@@ -14,6 +14,7 @@ from typing import Any
 
 import cloudpickle
 
+from diffopt_dist._code import dumps
 from diffopt_dist._world import Membership, Roles
 
 POLL = 0.02  # seconds between looks at the processes
@@ -84,7 +85,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="diffopt-dist-") as name:
         folder = Path(name)
         # Twice, because what it takes to read the function (the path) must be read before it.
-        job = cloudpickle.dumps((fn, tuple(args)))
+        job = dumps((fn, tuple(args)))
         (folder / "job").write_bytes(cloudpickle.dumps((sys.path, members, threads, job)))
         processes = [_Process(folder, rank) for rank in range(nprocs)]
         try:

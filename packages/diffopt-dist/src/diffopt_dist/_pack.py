@@ -6,9 +6,10 @@ import io
 import pickle
 from typing import Any
 
-import cloudpickle
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+
+from diffopt_dist._code import CodePickler
 
 
 def pack(value: Any) -> tuple[list[Tensor], bytes]:
@@ -34,7 +35,7 @@ def unpack(tensors: list[Tensor], data: bytes) -> Any:
     return _Unpickler(io.BytesIO(data), tensors).load()
 
 
-class _Pickler(cloudpickle.Pickler):
+class _Pickler(CodePickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.tensors: list[Tensor] = []

@@ -50,6 +50,8 @@ _kept: dict[Key, _Kept] = {}
 _dead: defaultdict[int, deque[Key]] = defaultdict(deque)
 _janitor: threading.Thread | None = None
 _leaving = threading.Event()
+# Of the janitor; a finalizer may come here again in the same thread.
+_lock = threading.RLock()
 
 
 def new_key() -> Key:
@@ -99,11 +101,18 @@ def take_dead(rank: int) -> list[Key]:
     return found
 
 
+def start_cleaning() -> None:
+    """Let there be a janitor, in a new world."""
+    _leaving.clear()
+
+
 def stop_cleaning() -> None:
-    """End the janitor, before its world does."""
-    if _janitor is not None:
+    """End the janitor before its world does, which may answer calls for a while yet."""
+    with _lock:
         _leaving.set()
-        _janitor.join()
+        janitor = _janitor
+    if janitor is not None:
+        janitor.join()
 
 
 def _bury(key: Key, keepers: set[int]) -> None:
@@ -112,10 +121,11 @@ def _bury(key: Key, keepers: set[int]) -> None:
 
 
 def _clean_up() -> None:
-    """See to it that there is a janitor."""
+    """See to it that there is a janitor, unless the world is being left."""
     global _janitor
-    if _janitor is None or not _janitor.is_alive():
-        _leaving.clear()
+    with _lock:  # Calls are answered in many threads, while another one leaves.
+        if _leaving.is_set() or (_janitor is not None and _janitor.is_alive()):
+            return
         _janitor = threading.Thread(target=_work, name="diffopt-dist-janitor", daemon=True)
         _janitor.start()
 

@@ -53,6 +53,7 @@ class Membership:
     def enter(self, meeting: str, collective_meeting: str) -> None:
         """Join, and wait for the others at the places where they meet."""
         roles = {rank: name for name, ranks in (self.roles or {}).items() for rank in ranks}
+        _store.start_cleaning()
         _engine.join(
             self.rank,
             self.world_size,

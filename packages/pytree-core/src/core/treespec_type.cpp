@@ -5,6 +5,7 @@
 #include "kinds.hpp"
 #include "paths.hpp"
 #include "treespec.hpp"
+#include "treespec_docs.hpp"
 #include "unflatten.hpp"
 
 namespace pytree {
@@ -241,95 +242,37 @@ PyGetSetDef properties[] = {
 };
 
 PyMethodDef table[] = {
-    {"children", children, METH_NOARGS,
-     "children($self, /)\n--\n\nList the structures of the children of the root."},
-    {"child", child, METH_O,
-     "child($self, index, /)\n--\n\nReturn the structure of one child of the root.\n\n"
-     "Raises:\n    IndexError: If there is no such child."},
-    {"paths", paths, METH_NOARGS,
-     "paths($self, /)\n--\n\nList the path to each leaf: tuples of entries."},
-    {"accessors", accessors, METH_NOARGS,
-     "accessors($self, /)\n--\n\nList the way to each leaf: paths that can be called with a "
-     "tree, and printed as code."},
-    {"unflatten", unflatten, METH_O,
-     "unflatten($self, leaves, /)\n--\n\nBuild a tree of this structure from an iterable of "
-     "leaves.\n\nRaises:\n    ValueError: If there are more or fewer than `num_leaves`."},
-    {"flatten_up_to", flatten_up_to, METH_O,
-     "flatten_up_to($self, tree, /)\n--\n\nList the subtrees that `tree` has at the leaves of "
-     "this structure.\n\nA dict may be of another kind of dict, with its keys in any order.\n\n"
-     "Raises:\n    ValueError: If `tree` differs above them; says where, and what is there."},
-    {"compose", compose, METH_O,
-     "compose($self, inner, /)\n--\n\nReturn this structure with `inner` at each leaf.\n\n"
-     "Raises:\n    RecursionError: If the result is nested more than 1000 deep."},
-    {"graft", graft, METH_O,
-     "graft($self, treespecs, /)\n--\n\nReturn this structure with one of an iterable of "
-     "structures at each leaf.\n\nRaises:\n    ValueError: If there are more or fewer than "
-     "`num_leaves`.\n    RecursionError: If the result is nested more than 1000 deep."},
-    {"one_level", one_level, METH_NOARGS,
-     "one_level($self, /)\n--\n\nReturn the root alone, with leaves for children."},
-    {"levels", levels, METH_NOARGS,
-     "levels($self, /)\n--\n\nList the `one_level` of each node, children before parents."},
+    {"children", children, METH_NOARGS, children_doc},
+    {"child", child, METH_O, child_doc},
+    {"paths", paths, METH_NOARGS, paths_doc},
+    {"accessors", accessors, METH_NOARGS, accessors_doc},
+    {"unflatten", unflatten, METH_O, unflatten_doc},
+    {"flatten_up_to", flatten_up_to, METH_O, flatten_up_to_doc},
+    {"compose", compose, METH_O, compose_doc},
+    {"graft", graft, METH_O, graft_doc},
+    {"one_level", one_level, METH_NOARGS, one_level_doc},
+    {"levels", levels, METH_NOARGS, levels_doc},
     {"walk", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(walk)),
-     METH_VARARGS | METH_KEYWORDS,
-     "walk($self, /, leaves, f_node=None, f_leaf=None)\n--\n\nFold a tree from its leaves to "
-     "its root.\n\nCalls ``f_leaf(leaf)`` on each of an iterable of leaves, and "
-     "``f_node(level, children)``\non each node after its children, with its `one_level` and "
-     "the tuple of what the calls\nfor its children returned. Without `f_leaf` leaves stay; "
-     "without `f_node` nodes are built.\nReturns what was returned for the root.\n\nRaises:\n"
-     "    ValueError: If there are more or fewer leaves than `num_leaves`.\n\nExample:\n"
-     "    >>> import pytree_core as pt\n"
-     "    >>> leaves, spec = pt.tree_flatten({'a': [1, 2], 'b': (3,)})\n"
-     "    >>> spec.walk(leaves, lambda level, children: sum(children))\n    6\n"},
+     METH_VARARGS | METH_KEYWORDS, walk_doc},
     {"transform", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(transform)),
-     METH_VARARGS | METH_KEYWORDS,
-     "transform($self, /, f_node=None, f_leaf=None)\n--\n\nReplace nodes by nodes of as many "
-     "children, and leaves by structures.\n\nCalls ``f_leaf(leaf)`` on each leaf, a structure, "
-     "and ``f_node(level)`` on the `one_level`\nof each node, children first; both return "
-     "structures.\n\nRaises:\n    TypeError: If something else is returned.\n"
-     "    ValueError: If a level is replaced by one with another number of leaves.\n\n"
-     "Example:\n    >>> import pytree_core as pt\n"
-     "    >>> spec = pt.tree_structure([1, (2, 3)])\n"
-     "    >>> spec.transform(lambda level: pt.tree_structure([0] * level.num_leaves))\n"
-     "    TreeSpec([*, [*, *]])\n"},
-    {"is_prefix", is_prefix, METH_O,
-     "is_prefix($self, other, /)\n--\n\nTell whether `other` only adds subtrees at leaves; "
-     "also written ``self <= other``."},
-    {"is_suffix", is_suffix, METH_O,
-     "is_suffix($self, other, /)\n--\n\nTell whether `other` is a prefix of this structure."},
-    {"is_leaf", is_leaf, METH_NOARGS, "is_leaf($self, /)\n--\n\nTell whether this is a leaf."},
-    {"to_json", to_json, METH_NOARGS,
-     "to_json($self, /)\n--\n\nWrite the structure as JSON.\n\nRaises:\n    ValueError: If a "
-     "key, a default factory or metadata has no safe form in JSON."},
-    {"from_json", from_json, METH_O | METH_STATIC,
-     "from_json(text, /)\n--\n\nRead a structure that `to_json` wrote, running and importing "
-     "nothing.\n\nRaises:\n    ValueError: If the text is no structure, or names a type that is "
-     "not known in this process."},
-    {"__reduce__", reduce, METH_NOARGS, "__reduce__($self, /)\n--\n\nHelp pickle and copy."},
+     METH_VARARGS | METH_KEYWORDS, transform_doc},
+    {"is_prefix", is_prefix, METH_O, is_prefix_doc},
+    {"is_suffix", is_suffix, METH_O, is_suffix_doc},
+    {"is_leaf", is_leaf, METH_NOARGS, is_leaf_doc},
+    {"to_json", to_json, METH_NOARGS, to_json_doc},
+    {"from_json", from_json, METH_O | METH_STATIC, from_json_doc},
+    {"__reduce__", reduce, METH_NOARGS, reduce_doc},
     {nullptr, nullptr, 0, nullptr},
 };
 
 // Not bound by nanobind, whose functions pickle does not know.
 PyMethodDef functions[] = {
-    {"treespec_from_state", load, METH_O,
-     "treespec_from_state(state, /)\n--\n\nRebuild a TreeSpec from what pickle saved, trusting "
-     "none of it."},
+    {"treespec_from_state", load, METH_O, treespec_from_state_doc},
     {nullptr, nullptr, 0, nullptr},
 };
 
-char doc[] =
-    "The structure of a tree: everything but its leaves.\n\n"
-    "Immutable; compares and hashes by value; can be pickled. ``a <= b`` says that `a` is a\n"
-    "prefix of `b`. Made by `tree_flatten` and `tree_structure`.\n\n"
-    "Example:\n"
-    "    >>> import pytree_core as pt\n"
-    "    >>> spec = pt.tree_structure({'b': [1, None], 'a': 2})\n"
-    "    >>> spec\n"
-    "    TreeSpec({'a': *, 'b': [*, None]})\n"
-    "    >>> spec.unflatten('xy')\n"
-    "    {'b': ['y', None], 'a': 'x'}\n";
-
 PyType_Slot protocols[] = {
-    {Py_tp_doc, doc},
+    {Py_tp_doc, const_cast<char *>(type_doc)},
     {Py_tp_repr, reinterpret_cast<void *>(repr)},
     {Py_tp_hash, reinterpret_cast<void *>(hash)},
     {Py_tp_richcompare, reinterpret_cast<void *>(richcompare)},

@@ -12,8 +12,6 @@ from pytree_core._accessors import tree_flatten_with_accessor as tree_flatten_wi
 from pytree_core._accessors import tree_map_with_accessor as tree_map_with_accessor
 from pytree_core._broadcast import broadcast_common as broadcast_common
 from pytree_core._broadcast import broadcast_prefix as broadcast_prefix
-from pytree_core._broadcast import equality_errors as equality_errors
-from pytree_core._broadcast import prefix_errors as prefix_errors
 from pytree_core._broadcast import tree_broadcast_common as tree_broadcast_common
 from pytree_core._broadcast import tree_broadcast_map as tree_broadcast_map
 from pytree_core._broadcast import tree_broadcast_prefix as tree_broadcast_prefix
@@ -28,6 +26,8 @@ from pytree_core._core import tree_map as tree_map
 from pytree_core._core import tree_map_with_path as tree_map_with_path
 from pytree_core._core import tree_structure as tree_structure
 from pytree_core._core import tree_unflatten as tree_unflatten
+from pytree_core._differences import equality_errors as equality_errors
+from pytree_core._differences import prefix_errors as prefix_errors
 from pytree_core._iterate import tree_iter as tree_iter
 from pytree_core._partial import Partial as Partial
 from pytree_core._paths import tree_paths as tree_paths
