@@ -18,6 +18,7 @@ from diffopt_explicit import (
     trace,
     unroll,
 )
+from diffopt_explicit._step import updated
 from pytree_core import tree_leaves, tree_structure
 
 # For each recipe all its hyperparameters, at values where none is without effect.
@@ -120,6 +121,54 @@ def test_every_recipe_takes_the_kernel_and_has_the_same_state_with_it(name, monk
     assert tree_structure(steps[True]) == tree_structure(steps[False])
     for ours, theirs in zip(tree_leaves(steps[True]), tree_leaves(steps[False]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
+
+
+def step_from(params, tx, by_hand):
+    """The parameters after a step from the gradients ``1 / p``, and the state after it."""
+    grads = {name: None if name == "unused" else 1 / p for name, p in params.items()}
+    state = tx.init(params)
+    if not by_hand:
+        return updated(tx, grads, state, params)
+    updates, state = tx.update(grads, state, params)
+    return apply_updates(params, updates), state
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_gives_the_sum_of_parameters_and_updates_to_the_bit_by_one_node(name):
+    recipe, values = RECIPES[name]
+    params = {"w": torch.rand(7, 5) + 0.5, "b": torch.rand(()) + 0.5, "unused": torch.ones(2)}
+    params = {key: p.requires_grad_() for key, p in params.items()}
+    moved, state = step_from(params, recipe(*values), by_hand=False)
+    expected, expected_state = step_from(params, recipe(*values), by_hand=True)
+
+    assert moved["w"].grad_fn is moved["b"].grad_fn
+    assert moved["unused"] is params["unused"]
+    assert tree_structure(state) == tree_structure(expected_state)
+    pairs = zip(tree_leaves((moved, state)), tree_leaves((expected, expected_state)), strict=True)
+    assert all(torch.equal(*map(torch.as_tensor, pair)) for pair in pairs)
+    inputs = list(params.values())[:2]
+    grads, right = (
+        torch.autograd.grad(p["w"].cos().sum() + p["b"], inputs) for p in (moved, expected)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(grads, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("tx", "dtype"),
+    [
+        (adam(0.1), torch.bfloat16),  # whose updates are rounded before they are added
+        (adam({"w": torch.tensor([0.1, 0.2])}), torch.float32),
+        (chain(sgd(0.1), scale_by_learning_rate(2.0)), torch.float32),
+    ],
+    ids=["half precision", "rates for each weight", "another chain"],
+)
+def test_other_steps_add_the_updates_afterwards(tx, dtype):
+    params = {"w": torch.tensor([1.0, 3.0], dtype=dtype)}
+    moved, _ = step_from(params, tx, by_hand=False)
+    expected, _ = step_from(params, tx, by_hand=True)
+
+    assert moved["w"].dtype == dtype
+    assert torch.equal(moved["w"], expected["w"])
 
 
 @pytest.mark.parametrize(

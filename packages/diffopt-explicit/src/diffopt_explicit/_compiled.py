@@ -14,16 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffopt_explicit._gradient import (
-    Recorded,
-    by_transform,
-    inner_leaf,
-    transformed,
-    with_nothing,
-)
+from diffopt_explicit._gradient import Recorded, by_transform, transformed, with_nothing
 from diffopt_explicit._node import Pulled, Work, compute
 from diffopt_explicit._outside import Outside, differentiable_leaves
-from diffopt_explicit._pull import gradients_of
 from diffopt_explicit._recomputed import Whole
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
@@ -137,10 +130,9 @@ def _pull(
 
 @dataclass
 class Graphs:
-    """The functions that are compiled for each function of a tree, once they are called."""
+    """The two functions that are compiled for each function of a tree."""
 
     call: Callable[..., Any]
-    keep: Callable[..., Any]  # the same, with what its derivative needs
     pull: Callable[..., Any] | None  # until it was found to be no graph
 
 
@@ -151,7 +143,7 @@ def graphs_of(code: Any, dynamic: bool | None, backend: Any) -> Graphs:
     patch: Any = torch.compiler.config.patch  # pyright: ignore[reportAttributeAccessIssue]
     counts = patch(dynamic_sources=r"L\['function'\]\.counts")
     options = {"dynamic": dynamic, "backend": backend}
-    return Graphs(*(counts(one_graph(function, **options)) for function in (_call, _call, _pull)))
+    return Graphs(*(counts(one_graph(function, **options)) for function in (_call, _pull)))
 
 
 def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
@@ -176,20 +168,17 @@ class CompiledWork:
         self.outside: list[Tensor] = []
         self.found: list[Tensor] = []  # leaves of the graph that it closes over: there must be none
         self.shapes: list[Shape] = []  # of the outputs
-        self.kept: Kept | None = None
 
-    def first(self, *, keep: bool = False) -> Any:
-        """Compute it for the first time, and maybe keep what its derivative needs."""
-        variables, way = self.eager.variables, self.graphs.keep if keep else self.graphs.call
-        leaves = [inner_leaf(t) if keep else t.detach() for t in variables.tensors]
+    def first(self) -> Any:
+        """Compute it for the first time."""
+        variables = self.eager.variables
+        given = variables.tree([tensor.detach() for tensor in variables.tensors])
         with torch.enable_grad(), explained():
-            results = way(self.function, variables.tree(leaves))
+            results = self.graphs.call(self.function, given)
         outside = Outside()
-        outside.find(results, {id(leaf) for leaf in leaves})
+        outside.find(results)
         self.found = outside.leaves
         self.shapes = shapes_of(results)
-        if keep:
-            self.kept = Kept(leaves, differentiable_leaves(results))
         return results
 
     def run(self, tensors: Sequence[Any], *, create_graph: bool) -> list[Tensor | None]:
@@ -209,11 +198,7 @@ class _CompiledPull:
 
     def run(self, tensors: Sequence[Any], *, create_graph: bool) -> list[Tensor | None]:
         """Compute it; this has no graph."""
-        graphs, eager, kept = self._work.graphs, self._work.eager, self._work.kept
-        # Torch's node writes over what was kept: it cannot be followed back twice.
-        if kept is not None and not torch._C._autograd._get_current_graph_task_keep_graph():
-            self._work.kept = None
-            return kept.pull(tensors[self._inputs :])
+        graphs, eager = self._work.graphs, self._work.eager
         if graphs.pull is not None:
             try:
                 return self._by_graph(graphs.pull, tensors)
@@ -241,18 +226,6 @@ class _CompiledPull:
     def pulled(self, inputs: int) -> Work:
         """The third derivative, not compiled."""
         return Pulled(Pulled(self._work.eager, self._inputs), inputs)
-
-
-class Kept(NamedTuple):
-    """A function that was computed with a graph of autograd's: the one node that torch compiled."""
-
-    leaves: list[Tensor]
-    outputs: list[Tensor]
-
-    def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of the leaves. What they are computed from is gone afterwards."""
-        with explained():
-            return gradients_of(self.outputs, cotangents, self.leaves)
 
 
 class Shape(NamedTuple):

@@ -37,14 +37,9 @@ Carry = tuple[Tree, Any]
 Results = tuple[Tensor, Carry, Any]  # the loss, the carry after the step, and what else there is
 
 
-def compiled(step: InnerStep, *, keep: bool) -> Step:
-    """The step, by graphs of the whole of it if its gradient shall be compiled.
-
-    Args:
-        step: An inner step.
-        keep: Whether a step that is differentiated keeps what that takes.
-    """
-    return CompiledStep(step, keep) if isinstance(step.gradient, Compiled) else step
+def compiled(step: InnerStep) -> Step:
+    """The step, by graphs of the whole of it if its gradient shall be compiled."""
+    return CompiledStep(step) if isinstance(step.gradient, Compiled) else step
 
 
 @dataclass
@@ -70,8 +65,8 @@ class CompiledStep:
     functions of the caller's, such as a schedule, draws random numbers, or is not one graph.
     """
 
-    def __init__(self, step: InnerStep, keep: bool) -> None:
-        way, self._keep = step.gradient, keep
+    def __init__(self, step: InnerStep) -> None:
+        way = step.gradient
         assert isinstance(way, Compiled)
         code = code_of(step.loss), anatomy(step.tx), step.aux, step.first_order
         self._kind = _kind(*code, dynamic=way.dynamic, backend=way.backend)
@@ -90,9 +85,8 @@ class CompiledStep:
             return self._in_parts(carry, arguments, create_graph)
         taken = _Taken(self._step, self._learned, carry, arguments)
         work = CompiledWork(self._kind.graphs, taken.traced, taken)
-        tracked = create_graph and torch.is_grad_enabled() and taken.variables.in_graph
         try:
-            results = work.first(keep=self._keep and tracked)
+            results = work.first()
         except NotCompiledError as error:
             self._kind.in_parts = True
             done = self._in_parts(carry, arguments, create_graph)

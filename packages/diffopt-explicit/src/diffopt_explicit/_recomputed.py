@@ -101,11 +101,6 @@ class Variables:
             self.leaves[place] = tensor.detach()  # the graph is kept by autograd alone
 
     @property
-    def in_graph(self) -> bool:
-        """Whether any of them is part of a graph."""
-        return any(tensor.requires_grad for tensor in self.tensors)
-
-    @property
     def device(self) -> torch.device:
         """Where the first of them is."""
         return self.leaves[self.places[0]].device

@@ -115,8 +115,7 @@ def unroll(
     if not isinstance(adjoint, Adjoint):
         raise TypeError(f"`adjoint` must be `Store()`, `Replay()` or `Forward()`, got {adjoint!r}.")
     check_gradient(gradient)
-    step = InnerStep(loss, tx, preferred(gradient), aux=aux, first_order=first_order)
-    step = compiled(step, keep=isinstance(adjoint, Store))
+    step = compiled(InnerStep(loss, tx, preferred(gradient), aux=aux, first_order=first_order))
     if detach_every is not None:
         step, inputs = _cut(step, detach_every), enumerate(inputs)
     start = params, tx.init(params) if opt_state is None else opt_state
