@@ -79,8 +79,9 @@ def test_gradients_hold_where_one_output_alone_is_used(path, adam, used):
             torch.autograd.grad(results[2 * used], flat(columns), torch.ones(3), allow_unused=True)
             for results in (outputs, expected)
         )
-        for a, b in zip(found, right, strict=True):
-            assert torch.equal(*(torch.zeros(()) if t is None else t for t in (a, b)))
+        for a, b, like in zip(found, right, flat(columns), strict=True):
+            a, b = (torch.zeros_like(like) if t is None else t for t in (a, b))
+            assert torch.equal(a, b)
 
 
 def test_learned_numbers_get_the_derivatives_of_the_sum(path, case):

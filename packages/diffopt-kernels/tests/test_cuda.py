@@ -58,12 +58,12 @@ def test_a_build_with_cuda_imports_and_explains_itself_without_a_gpu(emulation):
 @pytest.mark.parametrize("function", ["cuda_forward", "cuda_vjp"])
 @pytest.mark.parametrize(
     ("place", "wrong"),
-    [(0, 99), (4, [0.1]), (8, [0] * 9), (12, [(0, 0, 0)]), (12, [(0, 9, 0)] * 4)],
+    [(0, 99), (5, [0.1]), (9, [0] * 9), (13, [(0, 0, 0)]), (13, [(0, 9, 0)] * 4)],
 )
 def test_native_functions_refuse_what_would_lead_out_of_bounds(function, place, wrong):
     found = locate(([torch.zeros(0)],) * (1 if function == "cuda_forward" else 2), 2)
-    arguments = [_native.rules["sgd"][0], 0, 0, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found, [0]]
-    arguments += [0, 0, 0, []]
+    arguments = [_native.rules["sgd"][0], 0, 0, False, False, [0.1, 0.0, 0.0, 0.0], [1], 0, found]
+    arguments += [[0], 0, 0, 0, []]
     arguments[place] = wrong
     with pytest.raises(ValueError, match=r"unknown (code|dtype)|wrong count"):
         getattr(_native, function)(*arguments)
