@@ -47,7 +47,7 @@ CASES = {
 }
 # Counts are compiled as numbers first, and as variables once they change. After that, only
 # another phase makes another graph: of a schedule, of radam's variance, of a period.
-GRAPHS = {"radam": 3, "scheduled": 3, "behind": 3, "accumulated": 4, "learned": 1}
+GRAPHS = {"scheduled": 3, "behind": 3, "accumulated": 4, "learned": 1}
 
 
 @pytest.fixture(autouse=True)

@@ -92,8 +92,15 @@ def test_losses_may_be_taken_in_bfloat16(method):
     assert (found - exact).norm() < 0.1 * exact.norm()
 
 
-def test_parameters_may_be_shared_out_over_processes(tmp_path):
-    script = Path(__file__).with_name("sharded_hypergradients.py")
+@pytest.mark.parametrize(
+    "program",
+    [
+        "sharded_hypergradients.py",  # parameters that are shared out
+        "sharded_modules.py",  # modules by `fully_shard` and `DistributedDataParallel`
+    ],
+)
+def test_parameters_may_be_shared_out_over_processes(tmp_path, program):
+    script = Path(__file__).with_name(program)
     command = [sys.executable, "-W", "ignore", str(script)]
     meeting = str(tmp_path / "meeting")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

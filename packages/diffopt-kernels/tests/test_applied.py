@@ -112,12 +112,32 @@ def test_a_parameter_without_decay_gets_the_very_cotangent(device, emulation):
     assert seen == [cotangent.data_ptr()]
 
 
-def test_the_parameter_is_kept_for_backward_and_not_copied(device):
+@pytest.mark.parametrize("learned", [False, True])
+def test_parameters_that_are_only_added_to_are_not_kept_and_may_be_written_over(device, learned):
     g, p = (torch.ones(5, requires_grad=True) for _ in range(2))
+    lr = torch.tensor(0.1, requires_grad=True) if learned else 0.1
     saved = []
     with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        sgd_step([g], None, 1, lr=0.1, params=[p], applied=True)
-    assert {t.data_ptr() for t in saved} <= {g.data_ptr(), p.data_ptr()}
+        after, _ = sgd_step([g], None, 1, lr=lr, params=[p], applied=True)
+    assert p.data_ptr() not in {t.data_ptr() for t in saved}
+    with torch.no_grad():
+        p.zero_()
+    inputs = [g, p, lr] if learned else [g, p]
+    of_g, of_p, *of_lr = torch.autograd.grad(after[0].sum(), inputs, create_graph=True)
+    assert torch.equal(of_g, torch.full((5,), -0.1))
+    assert torch.equal(of_p, torch.ones(5))
+    if learned:
+        assert of_lr[0] == -5
+        assert torch.equal(torch.autograd.grad(of_lr[0], g)[0], torch.full((5,), -1.0))
+
+
+def test_parameters_that_decay_are_kept(device):
+    g, p = (torch.ones(5, requires_grad=True) for _ in range(2))
+    after, _ = sgd_step([g], None, 1, lr=0.1, params=[p], weight_decay=0.1, applied=True)
+    with torch.no_grad():
+        p.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(after[0].sum(), g)
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jvp", "jacrev", "jacfwd"])

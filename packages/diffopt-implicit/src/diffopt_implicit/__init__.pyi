@@ -3,6 +3,7 @@
 from . import projections as projections
 from . import proximal as proximal
 from ._bicgstab import solve_bicgstab as solve_bicgstab
+from ._by_backward import by_backward as by_backward
 from ._cg import solve_cg as solve_cg
 from ._compiled_hypergradient import CompiledHypergradient as CompiledHypergradient
 from ._compiled_hypergradient import compile_hypergradient as compile_hypergradient

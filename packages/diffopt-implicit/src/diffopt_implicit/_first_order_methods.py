@@ -13,7 +13,7 @@ from diffopt_implicit._hypergradient_method import Estimate
 from diffopt_implicit._inner_problem import InnerProblem, minus, plus, scaled
 from diffopt_implicit._linear_system import check_nonnegative, check_positive
 from diffopt_implicit._root_check import size
-from diffopt_implicit._torch import Tensors, vjp
+from diffopt_implicit._torch import Tensors, vjp, whole
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class BOME:
 def multiplier(outer: Tensors, barrier: Tensors, eta: float) -> Tensor:
     """Return the weight of a barrier's gradient that keeps the barrier falling."""
     product = torch.stack(
-        [(a.conj() * b).sum().real.double() for a, b in zip(outer, barrier, strict=True)]
+        [whole((a.conj() * b).sum()).real.double() for a, b in zip(outer, barrier, strict=True)]
     ).sum()
     square = size(barrier) ** 2
     share = torch.where(square > 0, product / torch.where(square > 0, square, 1.0), eta)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import check_positive
-from diffopt_implicit._torch import Tensors, any_true, levels
+from diffopt_implicit._torch import Tensors, any_true, levels, whole
 
 # NOTE [what a residual says about a root]
 # The size of F(x) alone says nothing: it has units of its own. To first order the root is off by
@@ -118,7 +118,7 @@ def describe(residual: Tensor, error: Tensor, tol: float) -> str:
 
 def size(tensors: Tensors) -> Tensor:
     """Return the Euclidean norm of all elements of floating-point tensors."""
-    lengths = [torch.linalg.vector_norm(t.detach()).double() for t in tensors]
+    lengths = [whole(torch.linalg.vector_norm(t.detach())).double() for t in tensors]
     return torch.linalg.vector_norm(torch.stack(lengths)) if lengths else torch.zeros(())
 
 

@@ -66,6 +66,12 @@ def is_wrapped(tensor: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def whole(scalar: Tensor) -> Tensor:
+    """Return a number as a plain tensor, whose parts may be shared out over processes."""
+    full: Callable[[], Tensor] | None = getattr(scalar, "full_tensor", None)
+    return scalar if full is None else full()
+
+
 def is_transforming() -> bool:
     """Tell whether this call is within any transform of `torch.func`."""
     return _functorch.peek_interpreter_stack() is not None

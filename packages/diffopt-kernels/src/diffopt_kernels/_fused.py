@@ -112,9 +112,10 @@ class _FusedStep(torch.autograd.Function):
     """The step, and its vector-Jacobian product.
 
     Its inputs are the hyperparameters, with None for those that are tensors, these tensors, and the
-    columns. It keeps them and nothing else. In an unrolled loop they are kept anyway: the states
-    are outputs of the step before, the gradients belong to the graph. The backward pass computes
-    the new states again, in registers.
+    columns. It keeps them and nothing else; and not the parameters where they are only added to, so
+    that these may be written over. In an unrolled loop they are kept anyway: the states are outputs
+    of the step before, the gradients belong to the graph. The backward pass computes the new states
+    again, in registers.
     """
 
     @staticmethod
@@ -124,7 +125,7 @@ class _FusedStep(torch.autograd.Function):
         # Computed before, without this frame and what torch does around it.
         ctx.told = told
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*_read(told[0], tensors))
         needed = ctx.needs_input_grad[2:]
         if not all(needed) and (constant := _constant(told[0], told[2], needed)):
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
@@ -133,7 +134,8 @@ class _FusedStep(torch.autograd.Function):
     @staticmethod
     @untraced
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        (call, sizes, known), tensors = ctx.told, ctx.saved_tensors
+        call, sizes, known = ctx.told
+        tensors = _completed(call, known, ctx.saved_tensors)
         if not torch.is_grad_enabled() and not ambient_obstacle():
             results = passes.vjp(
                 call.rule.code, call.variant, call.decay, call.maximize, call.applied, known,
@@ -144,6 +146,19 @@ class _FusedStep(torch.autograd.Function):
                 return results
         needed = ctx.needs_input_grad[2:]
         return (None, None, *_backward(call, sizes, known, tensors, cotangents, needed))
+
+
+def _read(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return those of a node's inputs that its derivative reads."""
+    return tensors[: -len(call.steps)] if call.applied and not call.decay else tensors
+
+
+def _completed(call: Call, known: Sequence[Any], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return as many tensors as there were inputs; gradients stand for what is not read."""
+    if call.decay or not call.applied:
+        return kept
+    first = known.count(None)
+    return (*kept, *kept[first : first + len(call.steps)])
 
 
 @functools.cache
