@@ -131,6 +131,29 @@ def test_parameters_that_are_only_added_to_are_not_kept_and_may_be_written_over(
         assert torch.equal(torch.autograd.grad(of_lr[0], g)[0], torch.full((5,), -1.0))
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_graph_of_the_derivative_reaches_the_cotangents_of_parameters_alone(
+    path, case, weight_decay
+):
+    columns = columns_of(case, [(3,), ()], torch.float64)
+    for param in columns[-1]:
+        param.requires_grad_()
+    numbers = {**case.numbers, "weight_decay": weight_decay}
+    outputs, expected = both(case, columns, numbers)
+    for of_p, right in zip(outputs[:2], expected[:2], strict=True):
+        cotangent = torch.ones_like(of_p).requires_grad_()
+        slopes = [
+            torch.autograd.grad(o, columns[-1], cotangent, create_graph=True, allow_unused=True)
+            for o in (of_p, right)
+        ]
+        for a, b in zip(*slopes, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+                again = [torch.autograd.grad(x.sum(), cotangent)[0] for x in (a, b)]
+                torch.testing.assert_close(*again, rtol=1e-12, atol=0)
+
+
 def test_parameters_that_decay_are_kept(device):
     g, p = (torch.ones(5, requires_grad=True) for _ in range(2))
     after, _ = sgd_step([g], None, 1, lr=0.1, params=[p], weight_decay=0.1, applied=True)

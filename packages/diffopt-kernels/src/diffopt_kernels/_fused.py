@@ -154,11 +154,18 @@ def _read(call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _completed(call: Call, known: Sequence[Any], kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return as many tensors as there were inputs; gradients stand for what is not read."""
+    """Return as many tensors as there were inputs.
+
+    Others like the gradients stand for the parameters that are not read. They require grad where
+    the formula is composed again, by whose graph the parameters' cotangents are found.
+    """
     if call.decay or not call.applied:
         return kept
     first = known.count(None)
-    return (*kept, *kept[first : first + len(call.steps)])
+    grads = kept[first : first + len(call.steps)]
+    if torch.is_grad_enabled():
+        grads = (g.detach().requires_grad_() for g in grads)
+    return (*kept, *grads)
 
 
 @functools.cache
