@@ -140,6 +140,7 @@ def run(code, **environment):
 KEEP = """
 import torch
 from diffopt_kernels import _native, adam_step
+torch.set_num_threads(1)  # a forked child has none of the others, for which torch would wait
 for size in ({sizes}):
     ones = [torch.ones(size)]
     adam_step(ones, ones, ones, 1, lr=0.1, betas=(0.9, 0.99), eps=1e-3)
