@@ -9,5 +9,7 @@ def two_at_a_time(request):
     here = [item for item in request.session.items if item.path == request.path]
     parameters = [item.callspec.params for item in here if hasattr(item, "callspec")]
     with ThreadPoolExecutor(2) as pool:
-        yield lambda name, call: {of[name]: pool.submit(call, of[name]) for of in parameters}
+        yield lambda name, call: {
+            of[name]: pool.submit(call, of[name]) for of in parameters if name in of
+        }
         pool.shutdown(cancel_futures=True)
