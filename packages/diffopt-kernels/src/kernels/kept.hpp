@@ -6,13 +6,14 @@ namespace diffopt {
 
 /* NOTE [kept memory]
    The outputs of a step die together and are made again in the next. The C library gives large
-   blocks back to the system when they are freed, which then clears them for the next step: a fifth
-   of the time of a network's step. So the memory of outputs that are gone is kept, up to a limit,
-   and used for those that are made. */
+   blocks back to the system when they are freed, which then clears them for the next step: about a
+   fifth of the time of a network's step. So the memory of outputs that are gone is kept, up to a
+   limit, and used for those that are made. */
 
 /// The smallest block that is worth keeping.
 constexpr std::size_t least_kept_bytes = 1 << 16;
 
+/// Memory, and how much there is of it.
 struct Block {
     void *memory;  // null if there is none
     std::size_t bytes;
