@@ -36,9 +36,13 @@ def leave_note(name: str, first: int, tree: Any) -> None:
     if torch.compiler.is_compiling():
         return
     note = {"name": name, "inside": None, "first": first, "last": next_number()}
+    before = None
     for leaf in tree_leaves(tree):
         node = leaf.grad_fn if isinstance(leaf, Tensor) else None
-        if node is not None and node._sequence_nr() >= first:
+        if node is None or node is before:  # a fused step is one node for all that it returns
+            continue
+        before = node
+        if node._sequence_nr() >= first:
             metadata: Any = node.metadata  # a property, whatever its stub says
             metadata[KEY] = _nested(metadata.get(KEY), note)
 

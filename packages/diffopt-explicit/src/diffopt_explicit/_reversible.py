@@ -19,7 +19,14 @@ from diffopt_explicit._outside import (
 )
 from diffopt_explicit._placement import Online, Placement
 from diffopt_explicit._pull import Pairs, Sums, gradients_of, with_graph, with_proxies
-from diffopt_explicit._snapshots import Snapshot, Unchanged, nothing_changed, take_snapshot
+from diffopt_explicit._shelf import Shelf
+from diffopt_explicit._snapshots import (
+    Home,
+    Snapshot,
+    Unchanged,
+    nothing_changed,
+    take_snapshot,
+)
 from diffopt_explicit._store import Losses, Step, Store, Unrolled, length
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import detach, tree_leaves
@@ -28,6 +35,8 @@ from diffopt_explicit._watch import Phase, Progress
 
 if TYPE_CHECKING:
     from diffopt_explicit._replay import Replay
+
+UNSHELVED = 16  # the states that stay where they are, as it would cost more to move so few
 
 
 class Taken(NamedTuple):
@@ -73,6 +82,7 @@ class Reversible:
         self._arguments = {id(tensor): tensor for tensor in tensors_in_graph(start)}
         self._outside = Outside()
         self._snapshots: list[Snapshot] = []
+        self._shelf = Shelf()
         self._last: Taken | None = None  # kept until it is differentiated
         self._fingerprints: dict[int, Fingerprint] = {}  # of the carry after a step
         self._verified: int | None = None  # which step, if one
@@ -99,7 +109,7 @@ class Reversible:
             self._inputs.append(Unchanged(arguments))
             self._arguments |= {id(tensor): tensor for tensor in tensors_in_graph(arguments)}
             if wanted is not None and index in wanted:
-                self._keep(index, carry)
+                self._keep(index, carry, self._snapshots)
             elif wanted is None:
                 self._keep_online(online, index, carry)
             first_of_two = index == 0 and self._adjoint.verify == "first"
@@ -147,9 +157,15 @@ class Reversible:
                 self._verified = self._steps - 1
                 self._fingerprints[self._verified] = fingerprint(carry)
 
-    def _keep(self, index: int, carry: Tree) -> None:
+    def _keep(self, index: int, carry: Tree, snapshots: list[Snapshot]) -> None:
+        """Add the state before a step."""
         taken = take_snapshot(index, carry, self._adjoint.modules)
-        self._snapshots.append(taken.moved(self._adjoint.offload))
+        snapshots.append(taken.moved(self._home(len(snapshots))))
+
+    def _home(self, position: int) -> Home | Shelf:
+        """Where the state with so many before it is kept."""
+        away = self._adjoint.offload
+        return self._shelf if away is None and position >= UNSHELVED else away
 
     def _keep_online(self, online: Online, index: int, carry: Tree) -> None:
         """Let a snapshot take another's place; it is moved once it will stay."""
@@ -158,7 +174,8 @@ class Reversible:
             return
         self._snapshots = [old for old in self._snapshots if old.index != dropped]
         if self._snapshots:
-            self._snapshots[-1] = self._snapshots[-1].moved(self._adjoint.offload)
+            home = self._home(len(self._snapshots) - 1)
+            self._snapshots[-1] = self._snapshots[-1].moved(home)
         self._snapshots.append(take_snapshot(index, carry, self._adjoint.modules))
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -203,8 +220,7 @@ class Reversible:
         for i in range(at, index):
             began = perf_counter()
             if i in wanted:
-                taken = take_snapshot(i, carry, self._adjoint.modules)
-                snapshots.append(taken.moved(self._adjoint.offload))
+                self._keep(i, carry, snapshots)
             carry = self._advance(i, carry)
             self._tell("again", i, began)
         return carry

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from diffopt_explicit._shelf import Shelf, Shelved
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -23,32 +24,32 @@ Home: TypeAlias = torch.device | str | Path | None
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the steps from `index` on depend on."""
+    """All that the steps from `index` on depend on: the carry, random numbers, and buffers."""
 
     index: int
-    carry: Unchanged | _Moved | _File
-    random: Random
-    buffers: list[Tensor]
+    kept: Unchanged | Shelved | _Moved | _File
 
     def restore(self, modules: tuple[nn.Module, ...]) -> Tree:
         """Let random numbers and buffers be as they were, and return the carry."""
-        carry = self.carry.load()
-        self.random.restore()
-        set_buffers(modules, self.buffers)
+        carry, random, buffers = self.kept.load()
+        random.restore()
+        set_buffers(modules, buffers)
         return carry
 
-    def moved(self, home: Home) -> Snapshot:
-        """The same with its carry at home."""
-        if home is None or not isinstance(self.carry, Unchanged):
+    def moved(self, home: Home | Shelf) -> Snapshot:
+        """The same at home."""
+        if home is None or not isinstance(self.kept, Unchanged):
             return self
-        carry = self.carry.load()
-        away = _File(carry, home) if isinstance(home, Path) else _Moved(carry, torch.device(home))
-        return replace(self, carry=away)
+        tree = self.kept.load()
+        if isinstance(home, Shelf):
+            return replace(self, kept=Shelved(tree, home))
+        away = _File(tree, home) if isinstance(home, Path) else _Moved(tree, torch.device(home))
+        return replace(self, kept=away)
 
 
 def take_snapshot(index: int, carry: Tree, modules: tuple[nn.Module, ...]) -> Snapshot:
     """Keep the state before step `index`: random numbers and buffers are those of now."""
-    return Snapshot(index, Unchanged(carry), Random.of(carry), get_buffers(modules))
+    return Snapshot(index, Unchanged((carry, Random.of(carry), get_buffers(modules))))
 
 
 class Unchanged:
@@ -75,24 +76,24 @@ class Unchanged:
 
 
 class _Moved:
-    """A carry on another device."""
+    """A tree on another device."""
 
-    def __init__(self, carry: Tree, device: torch.device) -> None:
-        self._devices = tree_map(lambda t: t.device if isinstance(t, Tensor) else None, carry)
-        self._carry = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, carry)
+    def __init__(self, tree: Tree, device: torch.device) -> None:
+        self._devices = tree_map(lambda t: t.device if isinstance(t, Tensor) else None, tree)
+        self._tree = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, tree)
 
     def load(self) -> Tree:
         def back(leaf: Any, device: Any) -> Any:
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-        return tree_map(back, self._carry, self._devices)
+        return tree_map(back, self._tree, self._devices)
 
 
 class _File:
-    """A carry in a file, which is deleted with this object."""
+    """A tree in a file, which is deleted with this object."""
 
-    def __init__(self, carry: Tree, folder: Path) -> None:
-        leaves, self._spec = tree_flatten(carry)
+    def __init__(self, tree: Tree, folder: Path) -> None:
+        leaves, self._spec = tree_flatten(tree)
         handle, self._path = tempfile.mkstemp(suffix=".pt", prefix="diffopt-", dir=folder)
         weakref.finalize(self, Path(self._path).unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as file:
@@ -102,18 +103,17 @@ class _File:
         return tree_unflatten(self._spec, torch.load(self._path, weights_only=False))
 
 
-@dataclass(frozen=True)
-class Random:
+class Random(NamedTuple):
     """The state of torch's random numbers, on the CPU and on some other devices."""
 
     cpu: Tensor
-    cuda: dict[torch.device, Tensor]
+    cuda: dict[str, Tensor]  # by device
 
     @staticmethod
     def of(tree: Tree) -> Random:
         """The state now, on the devices that a tree has tensors on."""
         devices = {leaf.device for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
-        cuda = {d: torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
+        cuda = {str(d): torch.cuda.get_rng_state(d) for d in devices if d.type == "cuda"}
         return Random(torch.get_rng_state(), cuda)
 
     def is_now(self) -> bool:
@@ -125,9 +125,10 @@ class Random:
 
     def restore(self) -> None:
         """Let random numbers be drawn from here on."""
-        torch.set_rng_state(self.cpu)
+        # Copies, as torch takes a state from where its storage begins, whatever its offset.
+        torch.set_rng_state(self.cpu.clone())
         for device, state in self.cuda.items():
-            torch.cuda.set_rng_state(state, device)
+            torch.cuda.set_rng_state(state.clone(), device)
 
 
 def get_buffers(modules: tuple[nn.Module, ...]) -> list[Tensor]:
