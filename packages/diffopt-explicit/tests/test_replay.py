@@ -18,10 +18,13 @@ from diffopt_explicit import (
     linear,
     replay,
     rmsprop,
+    scale_by_adam,
+    scale_by_learning_rate,
     sgd,
     unroll,
 )
 from diffopt_explicit import _binomial as binomial
+from diffopt_explicit._fused import FusedStep
 from torch import nn, tensor
 
 POLICIES = [Replay(snapshots=n) for n in (1, 2, 3, 100)] + [Replay(), Replay(verify="always")]
@@ -383,3 +386,30 @@ def test_steps_of_any_kind_can_be_replayed(adjoint):
         outputs.append(plain)
         plain = cell(x, plain)
     torch.testing.assert_close(outcome(last, seen), outcome(plain, outputs))
+
+
+def test_the_optimizer_takes_no_step_again_whose_result_is_known(monkeypatch):
+    known, take = [], FusedStep.take
+
+    def noting(self, grads, arguments):
+        known.append("known" in arguments)
+        return take(self, grads, arguments)
+
+    def gradient(adjoint):
+        w = {"a": torch.tensor([1.0, 2.0], requires_grad=True), "b": torch.tensor(0.5)}
+        lr = torch.tensor(0.1, requires_grad=True)
+        loss = lambda w: w["a"].sin().sum() * w["b"].square()
+        tx = chain(scale_by_adam(eps_root=1e-4), scale_by_learning_rate(lr))
+        end = unroll(loss, tx, w, steps=8, adjoint=adjoint).params
+        return torch.autograd.grad(end["a"].square().sum() + end["b"], [w["a"], lr])
+
+    expected = gradient(Store())
+    monkeypatch.setattr(FusedStep, "take", noting)
+    found = gradient(Replay())
+    # Seven without a graph, one with; then one that is compared, and six on the way back.
+    assert known == [*[False] * 8, False, *[True] * 6]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    known.clear()
+    gradient(Replay(verify="always"))
+    assert not any(known)

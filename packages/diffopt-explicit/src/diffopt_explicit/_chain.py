@@ -39,11 +39,18 @@ class Chain:
         return updates, tuple(after)
 
     def moved(
-        self, updates: Tree, state: tuple[Any, ...], params: Tree
+        self,
+        updates: Tree,
+        state: tuple[Any, ...],
+        params: Tree,
+        known: tuple[Tree, tuple[Any, ...]] | None = None,
     ) -> tuple[Tree, tuple[Any, ...]] | None:
-        """The parameters and the state after an update, if one native step gives them at once."""
+        """The parameters and the state after an update, if one native step gives them at once.
+
+        If they are `known` already, they are only made part of the graph.
+        """
         self._check_state(state)
-        return fused.moved(self.transforms, updates, state, params)
+        return fused.moved(self.transforms, updates, state, params, known)
 
     def _check_state(self, state: Any) -> None:
         if not isinstance(state, tuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffopt_explicit._decay import AddDecayedWeights
 from diffopt_explicit._hyperparameter import everywhere, groups, is_tree, is_zero, spread, value_at
-from diffopt_explicit._kernels import KERNELS, MOMENTUM, Kernel
+from diffopt_explicit._kernels import KERNELS, MOMENTUM, PRODUCTS, Kernel
 from diffopt_explicit._parameters import check_alike, check_state, required
 from diffopt_explicit._rule import Rule, RuleState
 from diffopt_explicit._scale import Scale, ScaleByLearningRate
@@ -62,12 +62,16 @@ def update(
 
 
 def moved(
-    transforms: Sequence[Transform], updates: Tree, states: Sequence[Any], params: Tree
+    transforms: Sequence[Transform],
+    updates: Tree,
+    states: Sequence[Any],
+    params: Tree,
+    known: tuple[Tree, tuple[Any, ...]] | None = None,
 ) -> tuple[Tree, tuple[Any, ...]] | None:
     """Return the parameters that the update of a chain moves, and the states after it.
 
     None if one native step cannot do all of that to the bit: an update of less than single
-    precision is rounded before it is added.
+    precision is rounded before it is added. What is `known` is only made part of the graph.
     """
     plan = _plan_now(transforms)
     if plan is None or is_tree(plan.parts["rate"].lr):
@@ -77,6 +81,8 @@ def moved(
     if any(wide(tensor) is not tensor for tensor in (*grads, *given)):
         return None
     arguments = {**step.arguments(wide), "params": given, "applied": True}
+    if known is not None:
+        arguments["known"] = step.known(*known)
     after, states = step.take(grads, arguments)
     return step.present.put(params, after), states
 
@@ -150,7 +156,7 @@ class FusedStep:
         self._states = dict(zip(self._parts, states, strict=True))
         for role, part in self._parts.items():
             check_state(part, self._states[role], STATES.get(role, StepState))
-        self.columns = self._columns()
+        self.columns = self._columns(self._states)
         check_alike(updates, params, *list(self.columns.values())[:1])
         self.present = Present(updates)
         counted = self._states.get("rule", self._states.get("momentum"))
@@ -186,6 +192,14 @@ class FusedStep:
         }
         return first, self.after(columns)
 
+    def known(self, params: Tree, states: Sequence[Any]) -> list[list[Tensor]]:
+        """What the kernel would give, of the parameters and states after the step."""
+        columns = self._columns(dict(zip(self._parts, states, strict=True)))
+        given = [
+            columns[name] for name in self._kernel.columns if name in columns.keys() - {PRODUCTS}
+        ]
+        return [self.present.pick(tree) for tree in (params, *given)]
+
     def after(self, columns: dict[str, Tree]) -> tuple[Any, ...]:
         """The states after the step that made these columns, in the order of the chain."""
         after = {role: state._replace(step=state.step + 1) for role, state in self._states.items()}
@@ -199,13 +213,13 @@ class FusedStep:
                 after[role] = after[role]._replace(counts=counts, **memory)
         return tuple(after.values())
 
-    def _columns(self) -> dict[str, Tree]:
+    def _columns(self, states: dict[str, Any]) -> dict[str, Tree]:
         columns: dict[str, Tree] = {}
-        if "rule" in self._states:
+        if "rule" in states:
             own = [name for name in self._kernel.columns if name != MOMENTUM]
-            columns.update(zip(own, self._states["rule"].slots, strict=False))
-        if "momentum" in self._states:
-            columns[MOMENTUM] = self._states["momentum"].trace
+            columns.update(zip(own, states["rule"].slots, strict=False))
+        if "momentum" in states:
+            columns[MOMENTUM] = states["momentum"].trace
         return columns
 
     def _numbers(self) -> dict[str, Any]:

@@ -24,12 +24,21 @@ class InnerStep:
     first_order: bool = False
 
     def __call__(
-        self, carry: tuple[Tree, Any], arguments: tuple[Tree, ...], create_graph: bool
+        self,
+        carry: tuple[Tree, Any],
+        arguments: tuple[Tree, ...],
+        create_graph: bool,
+        *,
+        known: tuple[Tree, Any] | None = None,
     ) -> tuple[tuple[Tree, Any], Tensor, Any]:
-        """Return the carry after it, the loss before it, and what the loss returned besides."""
+        """Return the carry after it, the loss before it, and what the loss returned besides.
+
+        A carry after it that is `known`, from when the same step was taken before, is not
+        necessarily computed again, only made part of the graph.
+        """
         params, state = carry
         create_graph = create_graph and not self.first_order
         value, extra, grads = self.gradient.take(
             self.loss, params, arguments, aux=self.aux, create_graph=create_graph
         )
-        return updated(self.tx, grads, state, params), value, extra
+        return updated(self.tx, grads, state, params, known), value, extra

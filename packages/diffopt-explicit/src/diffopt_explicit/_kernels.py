@@ -23,6 +23,7 @@ class Kernel(NamedTuple):
 
 
 MOMENTUM = "momentum_buffers"  # the one column that is not the rule's own
+PRODUCTS = "mu_products"  # the one column of numbers, which are never known before
 KERNELS: dict[type, Kernel] = {}
 
 # A broken installation of the kernels must not pass for none: only their absence is looked for.
@@ -46,7 +47,7 @@ if importlib.util.find_spec("diffopt_kernels"):
         ScaleByNAdam: Kernel(
             native.nadam_step,
             None,  # whose product of momenta could not be written over
-            (*moments, "mu_products"),
+            (*moments, PRODUCTS),
             (*numbers, "momentum_decay"),
             both,
         ),

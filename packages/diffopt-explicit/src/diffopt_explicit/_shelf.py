@@ -67,14 +67,16 @@ class Shelved:
             self._leaves[i] = _Place(size, leaf.nbytes, leaf.dtype, leaf.shape)
             size += -(-leaf.nbytes // LINE) * LINE
         if small:
-            self._row = shelf.take(size)
+            self._row = row = shelf.take(size)
             for i, leaf in small:
-                self._leaves[i].within(self._row).copy_(leaf)
+                self._leaves[i].within(row).copy_(leaf)
 
     def load(self) -> Tree:
         """The tree, with tensors that stay what they are when the row is used again."""
-        row = None if self._row is None else self._row.clone()
-        leaves = [leaf.within(row) if isinstance(leaf, _Place) else leaf for leaf in self._leaves]
+        leaves = self._leaves
+        if self._row is not None:
+            row = self._row.clone()
+            leaves = [leaf.within(row) if isinstance(leaf, _Place) else leaf for leaf in leaves]
         return tree_unflatten(self._spec, leaves)
 
     def __del__(self) -> None:

@@ -41,10 +41,15 @@ def step(
     return updated(tx, grads, state, params)
 
 
-def updated(tx: Transform, grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
-    """Return the parameters and the state after an update by these gradients."""
+def updated(
+    tx: Transform, grads: Tree, state: Any, params: Tree, known: tuple[Tree, Any] | None = None
+) -> tuple[Tree, Any]:
+    """Return the parameters and the state after an update by these gradients.
+
+    If they are `known`, because the same was done before, they need not be computed again.
+    """
     first = next_number()
-    at_once = tx.moved(grads, state, params) if isinstance(tx, Chain) else None
+    at_once = tx.moved(grads, state, params, known) if isinstance(tx, Chain) else None
     if at_once is None:
         updates, state = tx.update(grads, state, params)
         at_once = apply_updates(params, updates), state

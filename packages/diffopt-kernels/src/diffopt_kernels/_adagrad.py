@@ -9,7 +9,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import step, step_
+from diffopt_kernels._step import Known, step, step_
 
 
 def _formula(
@@ -42,6 +42,7 @@ def adagrad_step(
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one AdaGrad step of a list of tensors, differentiable to any order.
 
@@ -70,6 +71,9 @@ def adagrad_step(
         params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, and the new sums: lists of new tensors. bfloat16
@@ -106,6 +110,7 @@ def adagrad_step(
         False,
         maximize,
         applied,
+        known,
     )
     return updates, state_sums
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import pair, step, step_
+from diffopt_kernels._step import Known, pair, step, step_
 
 
 def _formula(
@@ -54,6 +54,7 @@ def adam_step(
     decoupled: bool = False,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one Adam or AdamW step of a list of tensors, differentiable to any order.
 
@@ -88,6 +89,9 @@ def adam_step(
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, new first and new second moments: lists of new
@@ -115,7 +119,7 @@ def adam_step(
     numbers = (lr, *pair("betas", betas), eps, eps_root)
     updates, exp_avgs, exp_avg_sqs = step(
         ADAM, 0, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, params, decoupled,
-        maximize, applied,
+        maximize, applied, known,
     )  # fmt: skip
     return updates, exp_avgs, exp_avg_sqs
 
@@ -177,6 +181,7 @@ def amsgrad_step(
     decoupled: bool = False,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one AMSGrad step of a list of tensors, differentiable to any order.
 
@@ -204,6 +209,9 @@ def amsgrad_step(
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, and the new ``m``, ``v`` and ``w``.
@@ -228,8 +236,9 @@ def amsgrad_step(
     numbers = (lr, *pair("betas", betas), eps, eps_root)
     states = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
     updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs = step(
-        ADAM, 1, grads, states, steps, numbers, weight_decay, params, decoupled, maximize, applied
-    )
+        ADAM, 1, grads, states, steps, numbers, weight_decay, params, decoupled, maximize, applied,
+        known,
+    )  # fmt: skip
     return updates, exp_avgs, exp_avg_sqs, max_exp_avg_sqs
 
 

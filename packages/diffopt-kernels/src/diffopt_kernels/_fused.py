@@ -50,6 +50,7 @@ def step_at_once(
     decoupled: bool,
     maximize: bool,
     applied: bool,
+    known: tuple[Tensor, ...] | None,
 ) -> Sequence[Tensor] | None:
     """Return the updates, or the new parameters, then each column of new states.
 
@@ -60,7 +61,7 @@ def step_at_once(
         return None
     made = passes.forward(
         rule.code, variant, decoupled, maximize, applied, numbers, rule.bounds, columns,
-        steps, torch.get_num_threads(),
+        steps, known, torch.get_num_threads(),
     )  # fmt: skip
     if made is None:
         return None
@@ -69,10 +70,12 @@ def step_at_once(
     return _recorded(call, sizes, numbers, arrays, outputs)
 
 
-def step(call: Call, inputs: tuple[Any, ...], found: Found) -> Sequence[Tensor]:
+def step(
+    call: Call, inputs: tuple[Any, ...], found: Found, known: tuple[Tensor, ...] | None
+) -> Sequence[Tensor]:
     """Return the same of any inputs that lie as `found`."""
     numbers, arrays = inputs[: call.width], inputs[call.width :]
-    outputs = _forward(call, numbers, arrays, found)
+    outputs = _forward(call, numbers, arrays, found) if known is None else known
     return _recorded(call, tuple(found.sizes), numbers, arrays, outputs)
 
 

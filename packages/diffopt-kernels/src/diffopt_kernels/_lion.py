@@ -9,7 +9,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number
 from diffopt_kernels._composed import like
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import pair, step, step_
+from diffopt_kernels._step import Known, pair, step, step_
 
 
 def _formula(
@@ -39,6 +39,7 @@ def lion_step(
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one Lion step of a list of tensors, differentiable to any order.
 
@@ -63,6 +64,9 @@ def lion_step(
         params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, and the new momenta: lists of new tensors.
@@ -87,8 +91,9 @@ def lion_step(
     """
     numbers = (lr, *pair("betas", betas))
     updates, exp_avgs = step(
-        LION, 0, grads, (exp_avgs,), 1, numbers, weight_decay, params, True, maximize, applied
-    )
+        LION, 0, grads, (exp_avgs,), 1, numbers, weight_decay, params, True, maximize, applied,
+        known,
+    )  # fmt: skip
     return updates, exp_avgs
 
 

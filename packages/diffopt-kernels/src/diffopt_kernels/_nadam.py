@@ -10,7 +10,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number, check_number, check_steps
 from diffopt_kernels._composed import like, root_or_zero, widest
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import pair, refuse_learned, step, step_
+from diffopt_kernels._step import Known, pair, refuse_learned, step, step_
 
 # NOTE [shares]
 # NAdam steps along (1 - mu) / (1 - M) g + mu' / (1 - M mu') m, where mu and mu' are this step's and
@@ -62,6 +62,7 @@ def nadam_step(
     decoupled: bool = False,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Number]:
     """Compute one NAdam step of a list of tensors, differentiable to any order.
 
@@ -96,6 +97,9 @@ def nadam_step(
         decoupled: Decay the parameters directly, as AdamW does.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, the new ``m`` and ``v``, and the new ``M``: one
@@ -123,7 +127,7 @@ def nadam_step(
     numbers = (lr, beta1, beta2, eps, *shares)
     updates, exp_avgs, exp_avg_sqs = step(
         NADAM, 0, grads, (exp_avgs, exp_avg_sqs), steps, numbers, weight_decay, params, decoupled,
-        maximize, applied,
+        maximize, applied, known,
     )  # fmt: skip
     return updates, exp_avgs, exp_avg_sqs, mu_products
 

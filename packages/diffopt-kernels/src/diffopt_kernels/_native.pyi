@@ -85,6 +85,7 @@ class Passes:
         bounds: tuple[float, ...],
         columns: tuple[Any, ...],
         steps: Any,
+        known: tuple[Tensor, ...] | None,
         threads: int,
         /,
     ) -> (
@@ -94,8 +95,8 @@ class Passes:
         """Take a step of lists of gradients, states and, where they are needed, parameters.
 
         Returns where weight decay enters, whether all numbers are floats, a step and a size for
-        each row, the inputs in a row, and the outputs. Floats are at least 0 and less than their
-        bounds.
+        each row, the inputs in a row, and the outputs, which are `known` if these are given. Floats
+        are at least 0 and less than their bounds.
         """
     def vjp(
         self,

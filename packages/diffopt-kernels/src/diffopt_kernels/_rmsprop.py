@@ -9,7 +9,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number, is_on
 from diffopt_kernels._composed import like, root_or_zero
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import step, step_
+from diffopt_kernels._step import Known, step, step_
 
 _CENTERED, _MOMENTUM = 1, 2  # bits of the variant
 
@@ -58,6 +58,7 @@ def rmsprop_step(
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Compute one RMSProp step of a list of tensors, differentiable to any order.
 
@@ -91,6 +92,9 @@ def rmsprop_step(
         params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, and the new ``s``, ``a`` and ``b``: lists of new
@@ -120,8 +124,9 @@ def rmsprop_step(
     variant, states = _in_use(square_avgs, grad_avgs, momentum_buffers, momentum, centered)
     numbers = (lr, alpha, eps, momentum)
     updates, new_square_avgs, *new = step(
-        RMSPROP, variant, grads, states, 1, numbers, weight_decay, params, False, maximize, applied
-    )
+        RMSPROP, variant, grads, states, 1, numbers, weight_decay, params, False, maximize, applied,
+        known,
+    )  # fmt: skip
     return (
         updates,
         new_square_avgs,

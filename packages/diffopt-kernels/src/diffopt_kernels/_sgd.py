@@ -9,7 +9,7 @@ from torch import Tensor
 from diffopt_kernels._check import Number, is_on
 from diffopt_kernels._composed import like
 from diffopt_kernels._rule import Rule
-from diffopt_kernels._step import step, step_
+from diffopt_kernels._step import Known, step, step_
 
 
 def _formula(
@@ -45,6 +45,7 @@ def sgd_step(
     params: Sequence[Tensor] | None = None,
     maximize: bool = False,
     applied: bool = False,
+    known: Known = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute one step of gradient descent of a list of tensors, differentiable to any order.
 
@@ -74,6 +75,9 @@ def sgd_step(
         params: Parameters, needed if `applied`, or if `weight_decay` is a tensor or not 0.
         maximize: Go up along the gradients.
         applied: Return the new parameters, ``params + updates``, in the place of the updates.
+        known: What the step gives anew, as lists in the order of what is returned, if the very same
+            call has given it before. It is not computed again, only made part of the graph: to
+            differentiate a step of which the result was kept, but not the graph.
 
     Returns:
         Updates, to be *added* to the parameters, and new buffers: lists of new tensors. Without
@@ -102,8 +106,9 @@ def sgd_step(
     states = (momentum_buffers,) if variant else ()
     numbers = (lr, momentum, dampening)
     updates, *new = step(
-        SGD, variant, grads, states, steps, numbers, weight_decay, params, False, maximize, applied
-    )
+        SGD, variant, grads, states, steps, numbers, weight_decay, params, False, maximize, applied,
+        known,
+    )  # fmt: skip
     return updates, new[0] if new else list(momentum_buffers or ())
 
 

@@ -6,12 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from diffopt_kernels import _composed, _fused
-from diffopt_kernels._check import Number, check
+from diffopt_kernels._check import Number, check, check_tensors
 from diffopt_kernels._explain import look
 from diffopt_kernels._fused import step_at_once
 from diffopt_kernels._rule import Rule
 
 Columns = Sequence[Any]  # of lists of tensors, which `check` makes sure of
+Known = Sequence[Sequence[Tensor]] | None
 
 
 def step(
@@ -26,11 +27,15 @@ def step(
     decoupled: bool,
     maximize: bool,
     applied: bool,
+    known: Known,
 ) -> list[list[Tensor]]:
     """Return the updates, or the new parameters, and each column of new states."""
     columns = (grads, *states) if params is None else (grads, *states, params)
     hyper = (*numbers, weight_decay)
-    outputs = step_at_once(rule, variant, columns, steps, hyper, decoupled, maximize, applied)
+    given = None if known is None else _apart(known)
+    outputs = step_at_once(
+        rule, variant, columns, steps, hyper, decoupled, maximize, applied, given
+    )
     if outputs is None:
         call, inputs, found = check(
             rule, variant, grads, states, steps, numbers, weight_decay, params, decoupled, maximize,
@@ -38,7 +43,9 @@ def step(
         )  # fmt: skip
         if not grads:
             return [[] for _ in range(1 + len(states))]
-        outputs = _fused.step(call, inputs, found) if found else _composed.step(call, inputs)
+        if known is not None:
+            _check_known(known, grads, 1 + len(states))
+        outputs = _fused.step(call, inputs, found, given) if found else _composed.step(call, inputs)
     count = len(grads)
     return [list(outputs[k : k + count]) for k in range(0, len(outputs), count)]
 
@@ -87,6 +94,22 @@ def refuse_learned(**numbers: Any) -> None:
                 f"`{name}` requires grad, which a step in place cannot give. "
                 "Use the step without the underscore, or detach it."
             )
+
+
+def _apart(known: Any) -> tuple[Any, ...]:
+    """Return tensors of their own, as a node makes its outputs part of the graph."""
+    if not isinstance(known, (list, tuple)):
+        raise TypeError(f"`known` must be lists of tensors, got {type(known).__name__}.")
+    columns = [column for column in known if isinstance(column, (list, tuple))]
+    return tuple([t.detach() if isinstance(t, Tensor) else t for c in columns for t in c])
+
+
+def _check_known(known: Columns, grads: Sequence[Tensor], count: int) -> None:
+    if len(known) != count:
+        raise ValueError(
+            f"`known` must be the {count} lists that the step gives anew, got {len(known)}."
+        )
+    check_tensors({"grads": grads, **{f"known[{k}]": column for k, column in enumerate(known)}})
 
 
 def _refuse_graph(columns: dict[str, Sequence[Tensor]]) -> None:

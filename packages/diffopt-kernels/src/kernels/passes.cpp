@@ -160,15 +160,22 @@ void Passes::put_sums(const std::vector<double> &sums, const Numbers &hyper, PyO
 
 py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize, bool applied,
                            const py::tuple &numbers, const py::tuple &bounds,
-                           const py::tuple &columns, const py::object &steps, int threads) const {
+                           const py::tuple &columns, const py::object &steps,
+                           const py::object &known, int threads) const {
     const auto arrays = flatten(columns);
     if (!arrays || arrays.empty() || !are_within(numbers, bounds)) return py::none();
     const std::size_t rows = arrays.size() / columns.size();
     const auto each_step = read_steps(steps, rows);
     const auto hyper = read(numbers, nullptr);
     if (!each_step || !hyper) return py::none();
-    const auto flat = items(arrays);
-    const auto found = looker_.look_on_cpu(flat, rows, columns.size());
+    auto flat = items(arrays);
+    const bool is_known = !known.is_none();
+    if (is_known) {
+        const auto given = items(known);
+        if (given.size() % rows != 0) return py::none();
+        flat.insert(flat.end(), given.begin(), given.end());
+    }
+    const auto found = looker_.look_on_cpu(flat, rows, flat.size() / rows);
     if (!found) return py::none();
 
     const bool is_float = PyFloat_CheckExact(PyTuple_GET_ITEM(numbers.ptr(), numbers.size() - 1));
@@ -179,10 +186,14 @@ py::object Passes::forward(int rule, int variant, bool decoupled, bool maximize,
     const std::size_t made = (1 + request.states()) * rows;
     const std::size_t used = made + (decays || applied) * rows;
     if (arrays.size() < used) return py::none();
-    py::tuple outputs(made);
-    const std::vector<bool> all(made, true);
-    request.place_forward(*found, make_row(flat, *found, all, outputs, 0));
-    {
+    py::object outputs = known;
+    if (is_known) {
+        if (flat.size() != arrays.size() + made) return py::none();
+    } else {
+        py::tuple row(made);
+        const std::vector<bool> all(made, true);
+        request.place_forward(*found, make_row(flat, *found, all, row, 0));
+        outputs = std::move(row);
         const py::gil_scoped_release unlocked;
         diffopt::forward(request.call, request.tensors, threads);
     }

@@ -24,7 +24,7 @@ class Passes {
     pybind11::object forward(int rule, int variant, bool decoupled, bool maximize, bool applied,
                              const pybind11::tuple &numbers, const pybind11::tuple &bounds,
                              const pybind11::tuple &columns, const pybind11::object &steps,
-                             int threads) const;
+                             const pybind11::object &known, int threads) const;
     pybind11::object vjp(int rule, int variant, int decay, bool maximize, bool applied,
                          const pybind11::tuple &numbers, const pybind11::tuple &steps,
                          const pybind11::tuple &sizes, const pybind11::tuple &tensors,
