@@ -55,7 +55,7 @@ def step_at_once(
     """Return the updates, or the new parameters, then each column of new states.
 
     Or nothing, unless one native call can do all, which itself tells whether the arguments are
-    right, and the tensors contiguous and on the CPU.
+    right, and the tensors on the CPU, those of a row alike in memory.
     """
     if ambient_obstacle():
         return None

@@ -64,10 +64,10 @@ class Looker:
 class Passes:
     """Both passes of a step in one call each, from tensors to tensors, for the usual case.
 
-    That is: tensors which are contiguous and on the CPU, and hyperparameters of which each is one
-    number for all, a float or a 0-d tensor. (`numbers` are hyperparameters with weight decay as the
-    last.) Otherwise both return None, as they do where an argument is wrong, and nothing has
-    happened. No address leaves them.
+    That is: tensors on the CPU, of which those of a row lie in memory alike and without gaps, such
+    as contiguous ones, and hyperparameters of which each is one number for all, a float or a 0-d
+    tensor. (`numbers` are hyperparameters with weight decay as the last.) Otherwise both return
+    None, as they do where an argument is wrong, and nothing has happened. No address leaves them.
     """
 
     def __init__(self, looker: Looker, empty_like: Callable[[Tensor], Tensor], /) -> None: ...

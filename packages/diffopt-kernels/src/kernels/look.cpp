@@ -2,6 +2,7 @@
 
 #include "look.hpp"
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -60,6 +61,22 @@ bool are_contiguous(const std::vector<std::int64_t> &shape, const Strides &strid
     return contiguous || expected == 0;
 }
 
+/// Whether elements fill their memory, each once, in any order of the dimensions.
+bool are_dense(const View &view) {
+    if (view.contiguous) return true;
+    std::vector<std::size_t> order;
+    for (std::size_t k = 0; k < view.shape.size(); ++k)
+        if (view.shape[k] != 1) order.push_back(k);
+    std::sort(order.begin(), order.end(),
+              [&](std::size_t a, std::size_t b) { return view.strides[a] < view.strides[b]; });
+    std::int64_t expected = 1;
+    for (const auto k : order) {
+        if (view.strides[k] != expected) return false;
+        expected *= view.shape[k];
+    }
+    return true;
+}
+
 Dtype dtype_of(const dlpack::DataType &given) {
     require(given.lanes == 1);
     if (given.code == dlpack::brain_floating && given.bits == 16) return Dtype::bfloat16;
@@ -78,6 +95,8 @@ void read(PyObject *tensor, const dlpack::Exchange &exchange, View &view) {
     view.dtype = dtype_of(found.dtype);
     view.shape.assign(found.shape, found.shape + found.dimensions);
     view.contiguous = !found.strides || are_contiguous(view.shape, found.strides);
+    view.strides.clear();
+    if (!view.contiguous) view.strides.assign(found.strides, found.strides + found.dimensions);
     view.address = reinterpret_cast<std::uintptr_t>(found.data) + found.byte_offset;
 }
 
@@ -94,10 +113,11 @@ void read(PyObject *tensor, const py::tuple &dtypes, View &view) {
     view.shape.clear();
     for (const auto &extent : py::tuple(get(tensor, name.shape)))
         view.shape.push_back(extent.cast<std::int64_t>());
-    std::vector<std::int64_t> strides;
+    view.strides.clear();
     for (const auto &stride : py::tuple(call(tensor, name.stride)))
-        strides.push_back(stride.cast<std::int64_t>());
-    view.contiguous = are_contiguous(view.shape, strides);
+        view.strides.push_back(stride.cast<std::int64_t>());
+    view.contiguous = are_contiguous(view.shape, view.strides);
+    if (view.contiguous) view.strides.clear();
     view.address = call(tensor, name.data_ptr).cast<std::uintptr_t>();
 }
 
@@ -113,10 +133,16 @@ class Columns {
         found.addresses.push_back(view.address);
         if (is_first_column) {
             found.sizes.push_back(size);
+            found.strides.push_back(view.strides);
             shapes_.push_back(std::move(view.shape));
         } else {
             require(view.shape == shapes_[row]);
         }
+    }
+
+    /// Refuses one that does not lie in memory like the first of its row, without gaps.
+    void require_order(const View &view, std::size_t row, bool is_first_column) const {
+        require(is_first_column ? are_dense(view) : view.strides == found.strides[row]);
     }
 
     void add_absent() {
@@ -224,7 +250,10 @@ std::optional<Found> Looker::look(const std::vector<PyObject *> &flat, std::size
                 continue;
             }
             look_at(flat[i], view);
-            if (!anywhere) require(view.device == Found::on_cpu && view.contiguous);
+            if (!anywhere) {
+                require(view.device == Found::on_cpu);
+                all.require_order(view, i % rows, i < rows);
+            }
             all.add(view, i % rows, i < rows);
         }
         return std::move(all.found);

@@ -18,6 +18,7 @@ struct View {
     int device;
     Dtype dtype;
     std::vector<std::int64_t> shape;
+    std::vector<std::int64_t> strides;  // none where it is contiguous
     bool contiguous;
 
     std::int64_t size() const;
@@ -38,7 +39,8 @@ class Looker {
     std::optional<Found> operator()(const pybind11::tuple &columns, std::size_t complete) const;
 
     /// The same of lists of `rows` tensors in a row, which the caller holds, where all of them are
-    /// on the CPU and contiguous. (Else soon nothing, because something else must look again.)
+    /// on the CPU, and those of a row lie alike in memory, without gaps. (Else soon nothing,
+    /// because something else must look again.)
     std::optional<Found> look_on_cpu(const std::vector<PyObject *> &flat, std::size_t rows,
                                      std::size_t complete) const;
 

@@ -70,8 +70,8 @@ py::object Outputs::make_of_kept(View &view) const {
     const auto block = take_block(view.bytes());
     if (!block.memory) throw std::bad_alloc();
     const auto datatype = datatype_of(view.dtype);
-    std::unique_ptr<Lent, GiveBack> lent(
-        new Lent{{}, block, view.shape, contiguous_strides(view.shape)});
+    auto strides = view.contiguous ? contiguous_strides(view.shape) : view.strides;
+    std::unique_ptr<Lent, GiveBack> lent(new Lent{{}, block, view.shape, std::move(strides)});
     lent->managed = {1, 0, lent.get(), give_back, 0, {}};
     lent->managed.tensor = {block.memory,
                             {dlpack::cpu, 0},

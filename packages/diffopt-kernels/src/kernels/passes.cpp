@@ -124,10 +124,11 @@ std::optional<Passes::Numbers> Passes::read(const py::tuple &numbers, PyObject *
     return found;
 }
 
-py::object Passes::make_like(PyObject *tensor, std::int64_t size, View &made) const {
+py::object Passes::make_like(PyObject *tensor, std::int64_t size,
+                             const std::vector<std::int64_t> &strides, View &made) const {
     auto like = outputs_.make_like(tensor, made);
-    const bool alike = made.size() == size && made.contiguous && made.device == Found::on_cpu;
-    expect(alike, "empty_like: unlike");
+    const bool alike = made.size() == size && made.strides == strides;
+    expect(alike && made.device == Found::on_cpu, "empty_like: unlike");
     return like;
 }
 
@@ -139,7 +140,7 @@ std::vector<std::uintptr_t> Passes::make_row(const std::vector<PyObject *> &flat
     View made;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (!wanted[i]) continue;
-        into[first + i] = make_like(flat[i % rows], found.sizes[i % rows], made);
+        into[first + i] = make_like(flat[i % rows], found.sizes[i % rows], found.strides[i % rows], made);
         expect(made.dtype == found.dtype, "empty_like: unlike");
         addresses[i] = made.address;
     }
@@ -152,7 +153,7 @@ void Passes::put_sums(const std::vector<double> &sums, const Numbers &hyper, PyO
     View made;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (!wanted[i]) continue;
-        into[first + i] = make_like(kept[i], 1, made);
+        into[first + i] = make_like(kept[i], 1, {}, made);
         const auto row = sums.begin() + hyper.learned[i] * rows;
         put_number(made, std::accumulate(row, row + rows, 0.0));
     }

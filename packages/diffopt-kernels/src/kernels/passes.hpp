@@ -12,8 +12,9 @@
 
 namespace diffopt {
 
-/// Both passes of a step, from tensors to tensors, where these are contiguous and on the CPU, and
-/// each hyperparameter is one number for all: see _native.pyi. Otherwise they return None.
+/// Both passes of a step, from tensors to tensors, where these are on the CPU, those of a row alike
+/// in memory and without gaps, and each hyperparameter is one number for all: see _native.pyi.
+/// Otherwise they return None.
 class Passes {
    public:
     Passes(const Looker &looker, pybind11::object empty_like);
@@ -39,8 +40,10 @@ class Passes {
     /// Unless `kept` is null, those that are None stand there one after the other.
     std::optional<Numbers> read(const pybind11::tuple &numbers, PyObject *const *kept) const;
 
-    /// A new tensor like another one, which was found to be of this size, and what it is.
-    pybind11::object make_like(PyObject *tensor, std::int64_t size, View &made) const;
+    /// A new tensor like another one, which was found to be of this size and to have these strides,
+    /// and what it is.
+    pybind11::object make_like(PyObject *tensor, std::int64_t size,
+                               const std::vector<std::int64_t> &strides, View &made) const;
 
     /// The same for each of the first row over and over, where it is wanted: into a tuple, from
     /// its place `first` on. Returns where they lie, which is at 0 for those that are not wanted.
