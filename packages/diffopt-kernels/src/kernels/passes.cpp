@@ -140,7 +140,8 @@ std::vector<std::uintptr_t> Passes::make_row(const std::vector<PyObject *> &flat
     View made;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (!wanted[i]) continue;
-        into[first + i] = make_like(flat[i % rows], found.sizes[i % rows], found.strides[i % rows], made);
+        into[first + i] =
+            make_like(flat[i % rows], found.sizes[i % rows], found.strides[i % rows], made);
         expect(made.dtype == found.dtype, "empty_like: unlike");
         addresses[i] = made.address;
     }

@@ -15,7 +15,7 @@ struct Found {
     std::vector<std::int64_t> sizes;                 // of the first list
     std::vector<std::vector<std::int64_t>> strides;  // of the first list, unless contiguous
     std::vector<std::uintptr_t> addresses;           // 0 for what is absent
-    int device = on_cpu;                    // or the index of a GPU
+    int device = on_cpu;                             // or the index of a GPU
     Dtype dtype = Dtype::float64;
     bool contiguous = true, complete = true;  // all of them; none is absent
 };
