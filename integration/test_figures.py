@@ -33,6 +33,14 @@ def test_memory_of_long_unrolls(steps):
     assert row(f"{steps:,}", *cells) in PAGE
 
 
+def test_memory_of_the_longest_unrolls():
+    small = measured("memory")["small, 100000 steps"]["replay"]
+    million = measured("memory")["million, 10000 steps"]["replay 33"]
+
+    assert f"100,000 steps {short(small['MiB'])} MiB" in " ".join(PAGE.split())
+    assert f"10,000 steps {short(million['MiB'])} MiB" in " ".join(PAGE.split())
+
+
 @pytest.mark.parametrize(
     ("label", "key"),
     [
@@ -63,6 +71,17 @@ def test_time_of_a_meta_step():
     ways += ["autograd by hand", "higher (differs)"]
 
     assert row(*(f"{found[way] / 1e3:.1f}" for way in ways)) in PAGE
+
+
+@pytest.mark.parametrize(
+    ("label", "key"),
+    [("32 sine waves", "32 sine waves"), ("a perceptron's 32", "32 tasks of a perceptron")],
+)
+def test_time_of_many_tasks(label, key):
+    found = measured("tasks")[key]
+    ways = ["stacked, compiled", "stacked", "vmap of loops", "loop", "TorchOpt", "higher (differs)"]
+
+    assert row(label, *(short(found[way] / 1e3) for way in ways)) in PAGE
 
 
 def test_time_of_a_hypergradient():

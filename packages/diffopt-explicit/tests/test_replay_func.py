@@ -269,3 +269,22 @@ def test_the_memory_of_a_gradient_is_that_of_a_few_states():
     large = max(spent.peak_bytes for spent in report.phases.values())
 
     assert large - small < 60 * 3 * 8 * 200_000  # not even the states of all steps
+
+
+@pytest.mark.parametrize("transform", ["grad", "grad of grad", "vmap of grad"])
+def test_many_states_of_random_steps_are_the_same_again_under_transforms(transform):
+    def gradient(adjoint):
+        def outer(w):
+            loss = lambda w: nn.functional.dropout(w.sin(), 0.3).sum()
+            return unroll(loss, adam(0.05), w, steps=60, adjoint=adjoint).params.square().sum()
+
+        slope = grad(outer)
+        torch.manual_seed(0)
+        if transform == "grad":
+            return slope(xs[0])
+        if transform == "grad of grad":
+            return grad(lambda w: slope(w).sum())(xs[0])
+        return vmap(slope, randomness="different")(xs)
+
+    found, expected = gradient(Replay(snapshots=40)), gradient(Store())
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)

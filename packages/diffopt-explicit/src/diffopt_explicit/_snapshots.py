@@ -125,10 +125,14 @@ class Random(NamedTuple):
 
     def restore(self) -> None:
         """Let random numbers be drawn from here on."""
-        # Copies, as torch takes a state from where its storage begins, whatever its offset.
-        torch.set_rng_state(self.cpu.clone())
+        torch.set_rng_state(_at_the_start(self.cpu))
         for device, state in self.cuda.items():
-            torch.cuda.set_rng_state(state.clone(), device)
+            torch.cuda.set_rng_state(_at_the_start(state), device)
+
+
+def _at_the_start(state: Tensor) -> Tensor:
+    """The same, where its storage begins: from there torch takes a state, whatever its offset."""
+    return state.clone() if state.storage_offset() else state
 
 
 def get_buffers(modules: tuple[nn.Module, ...]) -> list[Tensor]:
