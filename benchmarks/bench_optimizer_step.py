@@ -39,6 +39,7 @@ from optimizer_steps import (
 
 # The row that nothing with one autograd node can be below: `nothing`, which computes nothing.
 FLOOR = "an empty node"
+PAGE = 4096  # bytes
 
 
 def on_gpu() -> bool:
@@ -115,8 +116,8 @@ def measure_memory(size: int, rounds: int) -> dict[str, float]:
 
     Returns:
         `GB/s`; `of a copy to fresh memory` and `of a copy to used memory`, the shares of the
-        bandwidths that copies of one tensor reach; `page faults` of a step; `of the time in page
-        faults`, at the cost of one that the two copies tell.
+        bandwidths that copies of one tensor reach; `page faults` of a step; and `of the time in
+        page faults`, at the cost of one that the two copies tell, if one of them has many.
     """
     inputs = make_inputs([(size,)], 0)
     weights = [torch.randn(size, device=DEVICE[0]) for _ in range(3)]
@@ -136,15 +137,18 @@ def measure_memory(size: int, rounds: int) -> dict[str, float]:
         with timed(again), torch.no_grad():
             used.copy_(inputs[0][0])
     seconds, to_fresh, to_used = (statistics.median(x) for x in (step, fresh, again))
-    cost = (to_fresh - to_used) / max(statistics.median(faults_of_copy), 1)
     moved, copied = bytes_moved(size, 2), 2 * 4 * size
-    return {
+    found = {
         "GB/s": moved / seconds / 1e9,
         "of a copy to fresh memory": moved / seconds / (copied / to_fresh),
         "of a copy to used memory": moved / seconds / (copied / to_used),
         "page faults": statistics.median(faults),
-        "of the time in page faults": max(cost, 0.0) * statistics.median(faults) / seconds,
     }
+    of_copy = statistics.median(faults_of_copy)
+    if of_copy > 4 * size / PAGE / 2:  # else the copy's memory was there as well
+        cost = max(to_fresh - to_used, 0.0) / of_copy
+        found["of the time in page faults"] = cost * found["page faults"] / seconds
+    return found
 
 
 def measure_overhead(rounds: int) -> dict[str, float]:
