@@ -5,11 +5,11 @@ with the eager peers; compiled as a whole, no longer than with JAX; and of a con
 network most is the network's own passes, the floor, which is timed beside. The perceptron is
 784-256-128-64-5, the other has four convolutions of 32 channels; the support set has 25 images,
 the query set 75, Adam is inside, all on one thread. The meta-gradients are compared as one vector
-with a float64 truth before anything is timed, and differ if they err more than twice as much as
-plain torch operations in single precision, and more than 1e-3. higher has no `eps_root`, so that
-its meta-gradient is another one; it is timed all the same. What is compiled is compiled anew,
-without the cache on disk, and the time of the first calls is told. Minimum and median are those of
-the turns. For a quick run the compiler only traces.
+with a float64 truth before anything is timed. (Through five steps of the convolutional network
+single precision leaves an error of some percent to all, plain torch operations included.) higher
+has no `eps_root`, so that its meta-gradient is another one; it is timed all the same. What is
+compiled is compiled anew, without the cache on disk, and the time of the first calls is told.
+Minimum and median are those of the turns. For a quick run the compiler only traces.
 
     nox -s bench, or python benchmarks/bench_meta_step.py [--quick] [--json FILE]
 """
@@ -273,14 +273,12 @@ def measure(network: str, steps: int, quick: bool) -> dict[str, Any]:
     module = {"perceptron": perceptron, "convolutions": convolutions}[network]()
     double = [(x.double(), y) for x, y in (support, query)]
     truth = by_autograd(copy.deepcopy(module).double(), double[0], double[1], steps)
-    # What rounding leaves of single precision, in a network with kinks after some steps.
-    rounding = error(by_autograd(module, support, query, steps), truth)
     runs: dict[str, Any] = {"floor": lambda: floor(module, support, query, steps)}
     first: dict[str, float] = {}
     for name, meta_step in contenders(network, "aot_eager" if quick else "inductor").items():
         found, seconds = cold(meta_step, module, support, query, steps)
         wrong = error(found, truth)
-        verdict = "" if wrong < max(1e-3, 2 * rounding) else " (differs)"
+        verdict = "" if wrong < 1e-3 else " (differs)"
         print(f"  {name:21} relative error {wrong:.1e}, first calls {seconds:6.2f} s{verdict}")
         first[name] = seconds
         runs[name + verdict] = lambda f=meta_step: f(module, support, query, steps)
@@ -288,8 +286,9 @@ def measure(network: str, steps: int, quick: bool) -> dict[str, Any]:
     measured = turns(runs, rounds=rounds, seconds=seconds, clock=WALL)
     minimum = {name: min(times) for name, times in measured.items()}
     median = {name: statistics.median(times) for name, times in measured.items()}
-    print(f"  unroll, minimum {row(minimum, 'unroll')}")
-    print(f"  unroll, median  {row(median, 'unroll')}", flush=True)
+    ours = next(name for name in runs if name.startswith("unroll"))  # maybe with its verdict
+    print(f"  {ours}, minimum {row(minimum, ours)}")
+    print(f"  {ours}, median  {row(median, ours)}", flush=True)
     return {"minimum": minimum, "median": median, "first calls (s)": first}
 
 

@@ -20,8 +20,6 @@ from diffopt_implicit import (
 from implicit_problems import X, Y, normal, ridge_objective, spd
 
 SOLVING = [CG(), NormalCG(), Exact(), CG(6), NormalCG(6)]
-
-
 EVERY = [
     *SOLVING,
     Neumann(3, 0.1),
@@ -35,8 +33,6 @@ EVERY = [
     F2SA(),
     BOME(),
 ]
-
-
 name_of = lambda method: repr(method)
 
 

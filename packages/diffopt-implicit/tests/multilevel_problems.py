@@ -10,8 +10,6 @@ from diffopt_implicit import (
 )
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
-
-
 half = lambda x: x.square().sum() / 2
 
 

@@ -195,10 +195,9 @@ class FusedStep:
     def known(self, params: Tree, states: Sequence[Any]) -> list[list[Tensor]]:
         """What the kernel would give, of the parameters and states after the step."""
         columns = self._columns(dict(zip(self._parts, states, strict=True)))
-        given = [
-            columns[name] for name in self._kernel.columns if name in columns.keys() - {PRODUCTS}
-        ]
-        return [self.present.pick(tree) for tree in (params, *given)]
+        columns.pop(PRODUCTS, None)
+        in_order = [columns[name] for name in self._kernel.columns if name in columns]
+        return [self.present.pick(tree) for tree in (params, *in_order)]
 
     def after(self, columns: dict[str, Tree]) -> tuple[Any, ...]:
         """The states after the step that made these columns, in the order of the chain."""
