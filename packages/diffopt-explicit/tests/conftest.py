@@ -15,7 +15,9 @@ def path(request, monkeypatch):
         monkeypatch.setattr(_fused, "KERNELS", {})
 
 
-@pytest.fixture(params=[Store(), Replay(), Replay(snapshots=1), Forward()], ids=repr)
+@pytest.fixture(
+    params=[Store(), Replay(), Replay(graphs=2), Replay(snapshots=1), Forward()], ids=repr
+)
 def adjoint(request):
     """Each test with every way to differentiate an unroll."""
     return request.param

@@ -32,10 +32,11 @@ from torch.nn import functional
 WAYS = {
     "store": {"adjoint": Store()},
     "truncated after the start": {"adjoint": Store(), "truncate": 3},
-    "replay": {"adjoint": Replay(verify="always")},
+    "replay": {"adjoint": Replay(graphs=1, verify="always")},
     "replay from the start": {"adjoint": Replay(snapshots=1)},
     "replay over a tree": {"adjoint": Replay(snapshots=KAry(2)), "truncate": 3},
-    "replay of recomputed gradients": {"adjoint": Replay(), "gradient": Recomputed()},
+    "replay of three at once": {"adjoint": Replay(graphs=3, verify="always")},
+    "replay of recomputed gradients": {"adjoint": Replay(graphs=1), "gradient": Recomputed()},
     "forward": {"adjoint": Forward(limit=500)},
     "forward, truncated after the start": {"adjoint": Forward(limit=500), "truncate": 3},
 }

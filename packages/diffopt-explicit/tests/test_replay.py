@@ -1,9 +1,8 @@
-"""The replay adjoint against stored graphs, and its bookkeeping against theory."""
+"""The replay adjoint against stored graphs, and what it leaves behind."""
 
 import gc
 import math
 import weakref
-from functools import cache
 
 import pytest
 import torch
@@ -12,22 +11,19 @@ from diffopt_explicit import (
     Replay,
     Store,
     adam,
-    chain,
-    clip_by_global_norm,
-    exponential_decay,
-    linear,
     replay,
-    rmsprop,
-    scale_by_adam,
-    scale_by_learning_rate,
     sgd,
     unroll,
 )
-from diffopt_explicit import _binomial as binomial
-from diffopt_explicit._fused import FusedStep
+from replay_problems import OPTIMIZERS, gradients
 from torch import nn, tensor
 
-POLICIES = [Replay(snapshots=n) for n in (1, 2, 3, 100)] + [Replay(), Replay(verify="always")]
+POLICIES = [Replay(snapshots=n) for n in (1, 2, 3, 100)] + [
+    Replay(),
+    Replay(graphs=1),
+    Replay(graphs=2, verify="always"),
+    Replay(snapshots=2, graphs=3),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,41 +32,6 @@ def _float64():
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def gradients(adjoint, optimizer, *, steps=7, outer=None, **options):
-    """Meta-gradients of everything there is, through a small network's training."""
-    generator = torch.Generator().manual_seed(1)
-    random = lambda *shape: torch.randn(*shape, generator=generator)
-    start = {"a": random(3, 4), "b": [random(4), None], "c": random(())}
-    start = {k: v.requires_grad_() if isinstance(v, torch.Tensor) else v for k, v in start.items()}
-    start["b"][0].requires_grad_()
-    data = [(random(5, 3), random(5).requires_grad_()) for _ in range(steps)]
-    weights = random(5).requires_grad_()
-    lr, outside = tensor(0.05, requires_grad=True), random(4).requires_grad_()
-
-    def loss(params, weights, batch):
-        x, y = batch
-        hidden = torch.tanh(x @ params["a"] + params["b"][0] * outside.exp())
-        return ((hidden.sum(1) + params["c"] - y) ** 2 * weights.sigmoid()).mean()
-
-    result = unroll(
-        loss, optimizer(lr), start, batches=data, meta_params=weights, adjoint=adjoint, **options
-    )
-    value = sum(leaf.square().sum() for leaf in (result.params["a"], result.params["c"]))
-    value = value + (result.losses * torch.linspace(1, 2, steps)).sum()
-    inputs = [start["a"], start["b"][0], start["c"], weights, lr, outside, *(y for _, y in data)]
-    return value, torch.autograd.grad(value, inputs, allow_unused=True), result
-
-
-OPTIMIZERS = {
-    "sgd": sgd,
-    "momentum": lambda lr: sgd(lr, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "adam": adam,
-    "schedule": lambda lr: adam(exponential_decay(lr, steps=2, rate=0.5)),
-    "clipped": lambda lr: chain(clip_by_global_norm(0.1), rmsprop(lr, momentum=0.9)),
-    "learned schedule": lambda lr: sgd(linear(lr, 0.5 * lr, steps=4)),
-}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -152,7 +113,9 @@ def test_a_step_that_is_no_function_is_found_out(verify):
     # The graph of step 3 is kept; step 2 is the first to be taken again, but on demand.
     found_at = 0 if verify == "first" else 2
     with pytest.raises(RuntimeError, match=f"Step {found_at} of the unroll gave another result"):
-        unroll(loss, sgd(0.01), w, steps=4, adjoint=Replay(verify=verify)).params.backward()
+        unroll(
+            loss, sgd(0.01), w, steps=4, adjoint=Replay(graphs=1, verify=verify)
+        ).params.backward()
     assert len(calls) == (2 if verify == "first" else 5)  # at once, before the long run
 
 
@@ -161,12 +124,12 @@ def test_a_large_tensor_that_changes_is_found_out_too():
     w = torch.ones(50_001, requires_grad=True)
     loss = lambda w: (w * torch.rand(w.shape, generator=generator)).square().sum()
     with pytest.raises(RuntimeError, match="Step 2 of the unroll gave another result"):
-        unroll(loss, sgd(0.01), w, steps=4, adjoint=Replay()).params.sum().backward()
+        unroll(loss, sgd(0.01), w, steps=4, adjoint=Replay(graphs=1)).params.sum().backward()
 
 
 def test_what_is_not_a_number_is_the_same_again():
     w = torch.tensor([1.0, math.nan], requires_grad=True)
-    end = unroll(lambda w: w.square().sum(), sgd(0.1), w, steps=3, adjoint=Replay()).params
+    end = unroll(lambda w: w.square().sum(), sgd(0.1), w, steps=3, adjoint=Replay(graphs=1)).params
     assert torch.autograd.grad(end[0], w)[0][0].item() == pytest.approx(0.8**3)
 
 
@@ -176,7 +139,7 @@ def test_a_schedule_of_a_learned_tensor_counts_its_graph_once_a_step():
         result = unroll(lambda w: w**2, sgd(raw.exp()), w, steps=5, adjoint=adjoint)
         return torch.autograd.grad(result.params, raw)
 
-    torch.testing.assert_close(gradient(Replay()), gradient(Store()), rtol=1e-14, atol=0)
+    torch.testing.assert_close(gradient(Replay(graphs=1)), gradient(Store()), rtol=1e-14, atol=0)
 
 
 def test_a_loss_may_close_over_the_start_itself():
@@ -188,7 +151,7 @@ def test_a_loss_may_close_over_the_start_itself():
 
     for steps in (1, 4):
         expected = gradient(Store(), steps)
-        torch.testing.assert_close(gradient(Replay(), steps), expected, rtol=1e-14, atol=0)
+        torch.testing.assert_close(gradient(Replay(graphs=1), steps), expected, rtol=1e-14, atol=0)
 
 
 def test_the_gradient_can_be_differentiated_in_turn():
@@ -211,7 +174,7 @@ def test_random_numbers_are_the_same_in_second_derivatives_too():
         (first,) = torch.autograd.grad(result.params.square().sum(), w, create_graph=True)
         return torch.autograd.grad(first.square().sum(), w)
 
-    torch.testing.assert_close(second(Replay()), second(Store()), rtol=1e-12, atol=0)
+    torch.testing.assert_close(second(Replay(graphs=1)), second(Store()), rtol=1e-12, atol=0)
 
 
 def test_a_graph_that_is_kept_can_be_gone_back_twice():
@@ -224,7 +187,7 @@ def test_a_graph_that_is_kept_can_be_gone_back_twice():
 
 def test_a_tensor_changed_before_the_way_back_is_noticed():
     lr = tensor(0.1, requires_grad=True)
-    result = unroll(lambda w: w**2, sgd(lr), tensor(1.0), steps=3, adjoint=Replay())
+    result = unroll(lambda w: w**2, sgd(lr), tensor(1.0), steps=3, adjoint=Replay(graphs=1))
     with torch.no_grad():
         lr.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -234,17 +197,17 @@ def test_a_tensor_changed_before_the_way_back_is_noticed():
 @pytest.mark.parametrize("steps", [0, 1])
 def test_short_unrolls_need_no_snapshots(steps):
     w = tensor(2.0, requires_grad=True)
-    result = unroll(lambda w: w**2 / 2, sgd(0.5), w, steps=steps, adjoint=Replay())
+    result = unroll(lambda w: w**2 / 2, sgd(0.5), w, steps=steps, adjoint=Replay(graphs=1))
 
     assert result.losses.shape == (steps,)
     assert torch.autograd.grad(result.params, w) == (tensor(0.5**steps),)
 
 
 def test_nothing_is_recorded_where_nothing_is_differentiated():
-    plain = unroll(lambda w: w**2, sgd(0.1), tensor(1.0), steps=3, adjoint=Replay())
+    plain = unroll(lambda w: w**2, sgd(0.1), tensor(1.0), steps=3, adjoint=Replay(graphs=1))
     w = tensor(1.0, requires_grad=True)
     with torch.no_grad():
-        quiet = unroll(lambda w: w**2, sgd(0.1), w, steps=3, adjoint=Replay())
+        quiet = unroll(lambda w: w**2, sgd(0.1), w, steps=3, adjoint=Replay(graphs=1))
 
     for result in (plain, quiet):
         assert not result.params.requires_grad
@@ -276,7 +239,7 @@ def test_the_run_is_released_with_its_result():
 
     loss = Loss()
     seen = weakref.ref(loss)
-    result = unroll(loss, sgd(0.1), w, steps=4, adjoint=Replay())
+    result = unroll(loss, sgd(0.1), w, steps=4, adjoint=Replay(graphs=1))
     result.params.sum().backward()
     gc.disable()
     del loss, result
@@ -305,71 +268,6 @@ def test_an_interrupted_way_back_leaves_nothing_behind():
     assert w.grad is not None
 
 
-@cache
-def least_advances(steps, slots):
-    """The truth by trying every place for the next snapshot."""
-    if steps <= 1:
-        return 0
-    if slots == 1:
-        return steps * (steps - 1) // 2
-    return min(
-        j + least_advances(steps - j, slots - 1) + least_advances(j, slots) for j in range(1, steps)
-    )
-
-
-def test_snapshots_stand_where_they_save_the_most_steps():
-    for slots in range(1, 7):
-        for steps in range(1, 50):
-            assert binomial.advances(steps, slots) == least_advances(steps, slots)
-
-
-@pytest.mark.parametrize(("slots", "sweeps", "steps"), [(3, 2, 10), (5, 3, 56), (10, 3, 286)])
-def test_so_many_steps_can_be_reversed(slots, sweeps, steps):
-    assert binomial.reversible(slots, sweeps) == steps
-    assert binomial.sweeps(steps, slots) == sweeps
-    assert binomial.sweeps(steps + 1, slots) == sweeps + 1
-
-
-@pytest.mark.parametrize("snapshots", [1, 2, 3, 5, None])
-@pytest.mark.parametrize("steps", [1, 2, 10, 37])
-def test_steps_are_taken_as_often_as_promised(snapshots, steps):
-    replay, calls = Replay(snapshots=snapshots), []
-
-    def loss(w):
-        calls.append(None)
-        return w.square()
-
-    w = tensor(1.0, requires_grad=True)
-    unroll(loss, sgd(0.1), w, steps=steps, adjoint=replay).params.backward()
-
-    assert len(calls) == replay.advances(steps) + steps
-
-
-def test_of_short_unrolls_every_state_is_kept_and_of_long_ones_few():
-    for steps in (1, 2, 10, 17):
-        assert Replay().advances(steps) == steps - 1
-    assert Replay().slots(64) == 16
-    assert Replay().slots(10_000) == 200
-
-
-def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="`snapshots` must be at least 1, got 0"):
-        Replay(snapshots=0)
-    with pytest.raises(ValueError, match="`verify` must be 'never', 'first', 'last' or"):
-        Replay(verify="once")
-
-
-def test_the_memory_of_a_long_unroll_is_that_of_a_few_states():
-    w = torch.ones(1000, requires_grad=True)
-    live = lambda: sum(type(thing) is torch.Tensor for thing in gc.get_objects())
-    before = live()
-    result = unroll(lambda w: w.sin().sum(), adam(0.1), w, steps=400, adjoint=Replay())
-
-    assert live() - before < 4 * Replay().slots(400) + 40  # parameters, two moments, random numbers
-    result.params.sum().backward()
-    assert math.isfinite(w.grad.sum())
-
-
 @pytest.mark.parametrize("adjoint", [Store(), Replay(snapshots=2), Forward(limit=200)])
 def test_steps_of_any_kind_can_be_replayed(adjoint):
     cell = nn.GRUCell(2, 3)
@@ -386,30 +284,3 @@ def test_steps_of_any_kind_can_be_replayed(adjoint):
         outputs.append(plain)
         plain = cell(x, plain)
     torch.testing.assert_close(outcome(last, seen), outcome(plain, outputs))
-
-
-def test_the_optimizer_takes_no_step_again_whose_result_is_known(monkeypatch):
-    known, take = [], FusedStep.take
-
-    def noting(self, grads, arguments):
-        known.append("known" in arguments)
-        return take(self, grads, arguments)
-
-    def gradient(adjoint):
-        w = {"a": torch.tensor([1.0, 2.0], requires_grad=True), "b": torch.tensor(0.5)}
-        lr = torch.tensor(0.1, requires_grad=True)
-        loss = lambda w: w["a"].sin().sum() * w["b"].square()
-        tx = chain(scale_by_adam(eps_root=1e-4), scale_by_learning_rate(lr))
-        end = unroll(loss, tx, w, steps=8, adjoint=adjoint).params
-        return torch.autograd.grad(end["a"].square().sum() + end["b"], [w["a"], lr])
-
-    expected = gradient(Store())
-    monkeypatch.setattr(FusedStep, "take", noting)
-    found = gradient(Replay())
-    # Seven without a graph, one with; then one that is compared, and six on the way back.
-    assert known == [*[False] * 8, False, *[True] * 6]
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
-    known.clear()
-    gradient(Replay(verify="always"))
-    assert not any(known)

@@ -107,7 +107,7 @@ def test_a_loop_over_tasks_and_vmap_reach_the_weights_of_a_module_alike():
 
     def after_adapting(params, x, y):
         loss = lambda p: (functional_call(module, p, (x,))[:, 0] - y).square().mean()
-        return loss(unroll(loss, adam(0.1), params, steps=5, adjoint=Replay()).params)
+        return loss(unroll(loss, adam(0.1), params, steps=5, adjoint=Replay(graphs=1)).params)
 
     params = dict(module.named_parameters())
     _, _, xs, ys = numbers()
@@ -169,11 +169,11 @@ def test_random_numbers_are_the_same_in_second_derivatives_too():
         found = grad(lambda w: grad(after)(w).square().sum())(torch.ones(20))
         return found, torch.rand(3)
 
-    torch.testing.assert_close(second(Replay()), second(Store()), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(second(Replay(graphs=1)), second(Store()), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo
-@pytest.mark.parametrize("adjoint", [Replay(), Forward()], ids=repr)
+@pytest.mark.parametrize("adjoint", [Replay(graphs=1), Forward()], ids=repr)
 def test_a_compiled_function_lets_the_unroll_run_by_itself(adjoint):
     outer = lambda lr: unroll(torch.square, sgd(lr), tensor(1.0), steps=3, adjoint=adjoint).params
     lr = tensor(0.1, requires_grad=True)
@@ -222,7 +222,9 @@ def test_a_closed_over_tensor_that_would_be_lost_is_refused(loss, message, batch
             calls.append(None)
             return loss(w, a, len(calls))
 
-        return unroll(inner, sgd(0.1), torch.ones(3), steps=6, adjoint=Replay()).params.sum()
+        return unroll(
+            inner, sgd(0.1), torch.ones(3), steps=6, adjoint=Replay(graphs=1)
+        ).params.sum()
 
     with pytest.raises(ValueError, match=message):
         vmap(grad(outer))(tensor([0.1, 0.2])) if batched else grad(outer)(tensor(0.1))
@@ -236,7 +238,7 @@ def test_a_leaf_that_appears_late_is_refused_too():
             calls.append(None)
             return (w * (rate if len(calls) > 3 else 1)).sum() ** 2
 
-        return unroll(inner, sgd(0.1), w, steps=6, adjoint=Replay()).params.sum()
+        return unroll(inner, sgd(0.1), w, steps=6, adjoint=Replay(graphs=1)).params.sum()
 
     with pytest.raises(ValueError, match="that requires grad is used by a later step"):
         grad(outer)(torch.ones(3))
@@ -245,7 +247,7 @@ def test_a_leaf_that_appears_late_is_refused_too():
 def test_what_cannot_be_replayed_is_refused_with_a_way_out():
     def outer(w, **options):
         loss = lambda w: w.square()
-        return unroll(loss, sgd(0.1), w, steps=2, adjoint=Replay(), **options).params
+        return unroll(loss, sgd(0.1), w, steps=2, adjoint=Replay(graphs=1), **options).params
 
     w = tensor(1.0)
     with pytest.raises(NotImplementedError, match=r"has no forward mode.*use `Store"):

@@ -104,15 +104,15 @@ class CompiledStep:
         self._shapes = work.shapes
         return _attached(work, results)
 
-    def promised(self, carry: Carry, arguments: tuple[Tree, ...]) -> Promised | None:
-        """A step that was taken before, to be pulled back as one graph, if it can be."""
+    def promised(self, first: int, carry: Carry, arguments: tuple[Tree, ...]) -> Promised | None:
+        """Step `first`, which was taken before, to be pulled back as one graph, if it can be."""
         shapes = None if self._in_parts.aux else self._shapes
         if shapes is None or self._is_in_parts(carry):
             return None
         taken = _Taken(self._step, self._learned, carry, arguments)
         work = CompiledWork(self._kind.graphs, taken.traced, taken)
         work.shapes = shapes
-        return Promised(work, len(self._learned))
+        return Promised(first, work, len(self._learned))
 
     def _is_in_parts(self, carry: Carry) -> bool:
         if self._kind.in_parts is None and not self._never_whole:
@@ -179,8 +179,8 @@ class _Taken:
 class Promised:
     """A step whose results are not computed, since it is only pulled back."""
 
-    def __init__(self, work: CompiledWork, learned: int) -> None:
-        self._work, self._learned = work, learned
+    def __init__(self, first: int, work: CompiledWork, learned: int) -> None:
+        self.first, self._work, self._learned = first, work, learned
         self.counts = len(work.shapes) - 1, 0
 
     def pull(

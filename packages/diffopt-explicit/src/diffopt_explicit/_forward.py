@@ -102,7 +102,8 @@ class _Pushed:
     def _push(self, arguments: tuple[Tree, ...]) -> tuple[Tensor, Any]:
         """Take a step, and its derivatives with it."""
         carry, leaves = with_graph(self._carry)
-        arguments, proxies = with_proxies(arguments)
+        proxies: dict[Tensor, Tensor] = {}
+        arguments = with_proxies(arguments, proxies)
         with torch.enable_grad():
             results = self._step(carry, arguments, True)
         self._outside.find(results, {id(tensor) for tensor in [*leaves, *proxies.values()]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from diffopt_explicit import _binomial
 
@@ -69,28 +69,6 @@ class KAry:
             first += (steps - 1) // part * part
             if part == 1:
                 return
-
-
-class Cost(NamedTuple):
-    """What it takes to reverse a run."""
-
-    advances: int  # how often a step is taken, besides being differentiated
-    states: int  # the most that are kept at once
-
-
-def cost(placement: Placement, steps: int) -> Cost:
-    """What it takes to reverse so many steps, of which the last begins the way back."""
-    if steps <= 0:
-        return Cost(0, 0)
-    kept = sorted({0, *placement.between(0, steps - 1, 1), steps - 1})
-    advances, most = steps - 1, len(kept)
-    for index in reversed(range(steps)):
-        while kept[-1] > index:
-            kept.pop()
-        advances += index - kept[-1]
-        kept += (i for i in placement.between(kept[-1], index, len(kept)) if i < index)
-        most = max(most, len(kept))
-    return Cost(advances, most)
 
 
 class Online:

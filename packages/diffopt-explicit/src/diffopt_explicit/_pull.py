@@ -46,14 +46,16 @@ def with_graph(tree: Tree, like: Tree = None) -> tuple[Tree, list[Tensor]]:
     return tree_unflatten(spec, leaves), list(filter(differentiable, leaves))
 
 
-def with_proxies(tree: Tree) -> tuple[Tree, dict[Tensor, Tensor]]:
-    """The tree with tensors of its own for those that are in a graph, and these."""
-    proxies = {t: t.detach().requires_grad_() for t in tensors_in_graph(tree)}
+def with_proxies(tree: Tree, proxies: dict[Tensor, Tensor]) -> Tree:
+    """The tree with tensors of its own for those that are in a graph; new ones join `proxies`."""
+    for tensor in tensors_in_graph(tree):
+        if tensor not in proxies:
+            proxies[tensor] = tensor.detach().requires_grad_()
 
     def proxy(leaf: Any) -> Any:
         return proxies.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf
 
-    return tree_map(proxy, tree), proxies
+    return tree_map(proxy, tree)
 
 
 def gradients_of(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffopt_explicit import _replay_func
+from diffopt_explicit._course import Course
 from diffopt_explicit._outside import differentiable
-from diffopt_explicit._placement import Binomial, Placement, cost
+from diffopt_explicit._placement import Binomial, Placement
 from diffopt_explicit._reversible import Reversible
 from diffopt_explicit._snapshots import Home
 from diffopt_explicit._store import Inputs, Step, Store, Unrolled, track_last
@@ -20,6 +21,7 @@ from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
 from diffopt_explicit._uncompiled import ONE_GRAPH, never_traced
 from diffopt_explicit._watch import Watch
 
+MODEST = 2**23  # bytes of graphs that are kept in any case
 FEW = 16  # states that are kept of a short unroll in any case: they take less than the graphs do
 
 
@@ -49,13 +51,13 @@ class Plan:
 class Replay:
     """Differentiate an unroll by taking its steps again, in reverse order.
 
-    On the way forward no graph is kept but the last step's, only the state (parameters,
-    optimizer state, random numbers) before some of the steps. On the way back the state before
-    each step is computed again from the nearest of these, and the step is taken once more, with
-    a graph, to be differentiated alone. Exact: what `Store` gives, to rounding. The memory is
-    that of the snapshots and of one step; the time that of `Store` and of ``advances(steps)``
-    steps without a graph. The snapshots stand where they save the most steps (binomial
-    checkpointing), also where the number of steps is not known.
+    On the way forward no graph is kept but the last steps', only the state (parameters,
+    optimizer state, random numbers) before some of the others. On the way back the state before
+    a step, or a few in a row, is computed again from the nearest of these, and they are taken
+    once more, with a graph, to be differentiated alone. Exact: what `Store` gives, to rounding.
+    The memory is that of the snapshots and of the steps in a row; the time that of `Store` and of
+    at most ``advances(steps)`` steps without a graph. The snapshots stand where they save the
+    most steps (binomial checkpointing), also where the number of steps is not known.
 
     All tensors that the loss and the optimizer use get their gradients, also those that they
     close over; but work before the unroll that leads to such a tensor (a network that computes
@@ -81,6 +83,12 @@ class Replay:
             half the digits of the dtype.
         watch: Called with a `Progress` after each step, on the way there and back: a `Report`,
             or a progress bar.
+        graphs: How many steps in a row to differentiate at once, at least 1. The more, the fewer
+            are taken again: the last ones never, others once less. By default as many as take no
+            more memory than the states that are kept, or than 8 MiB; those of a short unroll are
+            then often all, as with `Store`. The graph of the first step is what is measured. By
+            default 1, however, where `snapshots` or `offload` is given, as memory is short then,
+            or where the number of steps is not known.
 
     Example:
         >>> import torch
@@ -102,10 +110,13 @@ class Replay:
     offload: Home = None
     verify: Literal["never", "first", "last", "always"] = "last"
     watch: Watch | None = None
+    graphs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.snapshots, int) and self.snapshots < 1:
             raise ValueError(f"`snapshots` must be at least 1, got {self.snapshots}.")
+        if self.graphs is not None and self.graphs < 1:
+            raise ValueError(f"`graphs` must be at least 1, got {self.graphs}.")
         if self.verify not in ("never", "first", "last", "always"):
             raise ValueError(
                 f"`verify` must be 'never', 'first', 'last' or 'always', got {self.verify!r}."
@@ -113,7 +124,7 @@ class Replay:
 
     def slots(self, steps: int) -> int:
         """How many snapshots an unroll keeps at once, that is so many steps long (so far)."""
-        if isinstance(self.snapshots, Placement):
+        if not isinstance(self.snapshots, int | None):
             raise ValueError(
                 f"`{self.snapshots}` needs to know the number of steps. Give `snapshots` as a "
                 "number, or the batches as a list and no `until`."
@@ -124,12 +135,34 @@ class Replay:
     def placement(self, steps: int) -> Placement:
         """Which states an unroll of so many steps keeps."""
         given = self.snapshots
-        return given if isinstance(given, Placement) else Binomial(self.slots(steps))
+        return Binomial(self.slots(steps)) if isinstance(given, int | None) else given
+
+    @property
+    def graphs_at_once(self) -> int | None:
+        """How many steps' graphs to keep at once, or None where as many as fit."""
+        thrifty = self.snapshots is not None or self.offload is not None
+        return self.graphs or (1 if thrifty else None)
+
+    def graphs_that_fit(self, steps: int, graph_bytes: int, state_bytes: int) -> int:
+        """How many graphs of so many bytes each an unroll keeps at once.
+
+        Together they take no more than the states that are kept, or than `MODEST`.
+        """
+        slots = self.slots(steps)
+        spare = max(slots * state_bytes, MODEST)
+        for states in range(min(slots, steps - 1) + 1):
+            size = math.ceil(steps / (states + 1))
+            if size * graph_bytes + states * state_bytes <= slots * state_bytes + spare:
+                return size
+        return max(1, spare // graph_bytes)
+
+    def course(self, steps: int) -> Course:
+        """The way through an unroll and back."""
+        return Course(self.placement(steps), steps, self.graphs_at_once or 1)
 
     def advances(self, steps: int) -> int:
-        """How many steps without a graph are taken, on the way there and back."""
-        # The last is taken with a graph at once, and all others need to be reversed.
-        return cost(self.placement(steps), steps - 1).advances + 1 if steps > 1 else 0
+        """How many steps without a graph are taken, there and back; fewer if more `graphs` fit."""
+        return self.course(steps).cost().advances
 
     def plan(self, params: Tree, tx: Transform, steps: int) -> Plan:
         """What an unroll would take, without a step of it.
@@ -148,8 +181,8 @@ class Replay:
         """  # noqa: E501
         leaves = tree_leaves((params, tx.init(params)))
         state_bytes = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        states = cost(self.placement(steps), steps - 1).states
-        return Plan(steps, self.advances(steps), states, state_bytes)
+        advances, states = self.course(steps).cost()
+        return Plan(steps, advances, states, state_bytes)
 
     def run(self, step: Step, start: Tree, inputs: Inputs, *, tracked_from: int) -> Unrolled:
         """Take one step for each of `inputs`; differentiable from step `tracked_from` on."""

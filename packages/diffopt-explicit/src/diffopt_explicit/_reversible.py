@@ -6,21 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from diffopt_explicit._compiled_step import CompiledStep, Promised
+from diffopt_explicit._course import Course
 from diffopt_explicit._inner_step import InnerStep
-from diffopt_explicit._outside import (
-    Outside,
-    differentiable,
-    differentiable_leaves,
-    tensors_in_graph,
-)
-from diffopt_explicit._placement import Online, Placement
-from diffopt_explicit._pull import Pairs, Sums, gradients_of, with_graph, with_proxies
+from diffopt_explicit._outside import Outside, differentiable, tensors_in_graph
+from diffopt_explicit._placement import Online
+from diffopt_explicit._pull import Sums, gradients_of
 from diffopt_explicit._shelf import Shelf
 from diffopt_explicit._snapshots import (
     Home,
@@ -30,6 +26,7 @@ from diffopt_explicit._snapshots import (
     take_snapshot,
 )
 from diffopt_explicit._store import Losses, Step, Store, Unrolled, length
+from diffopt_explicit._taken import Taken
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import detach, tree_leaves
 from diffopt_explicit._verify import Fingerprint, fingerprint, is_alike
@@ -39,40 +36,6 @@ if TYPE_CHECKING:
     from diffopt_explicit._replay import Replay
 
 UNSHELVED = 16  # the states that stay where they are, as it would cost more to move so few
-
-
-class Taken(NamedTuple):
-    """A step with its graph."""
-
-    carry: list[Tensor]  # before the step, as leaves of the graph
-    arguments: dict[Tensor, Tensor]  # by what they stand for, leaves too
-    results: tuple[Tree, Tensor, Any]  # of the step
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many tensors the carry and the extra have that can have gradients."""
-        after, _, extra = self.results
-        return len(differentiable_leaves(after)), len(differentiable_leaves(extra))
-
-    def pull(
-        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
-    ) -> tuple[list[Tensor | None], Pairs]:
-        """The gradients of the carry before the step, and of all else that it depends on.
-
-        Args:
-            cotangents: Of the carry after the step, of the loss, and of the extra.
-            outside: Leaves of the graph that the steps close over.
-        """
-        after, loss, extra = self.results
-        outputs = [*differentiable_leaves(after), loss, *differentiable_leaves(extra)]
-        found = gradients_of(
-            outputs,
-            cotangents,
-            [*self.carry, *self.arguments.values(), *outside],
-            retain_graph=bool(outside),  # of what led to tensors from outside
-        )
-        count = len(self.carry)
-        return found[:count], zip([*self.arguments, *outside], found[count:], strict=True)
 
 
 class Reversible:
@@ -85,12 +48,12 @@ class Reversible:
         self._outside = Outside()
         self._snapshots: list[Snapshot] = []
         self._shelf = Shelf()
-        self._last: Taken | None = None  # kept until it is differentiated
-        self._before: tuple[int, Tree] | None = None  # the step that was taken last, and its carry
+        self._last: Taken | None = None  # the last steps, kept until they are differentiated
+        self._before: tuple[int, Tree] | None = None  # where the steps taken last began
         self._fingerprints: dict[int, Fingerprint] = {}  # of the carry after a step
         self._verified: int | None = None  # which step, if one
         self._steps: int | None = None  # how many, once that is known
-        self._placement: Placement | None = None
+        self._course: Course | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -105,57 +68,82 @@ class Reversible:
     def take(self, inputs: Iterable[tuple[Tree, ...]]) -> Unrolled:
         """Take one step for each of `inputs`; what they give has no graph."""
         self._steps = length(inputs)
-        wanted = self._wanted()
+        if self._steps is not None:
+            # Unless it is said how many, all graphs are kept until it is known what one takes.
+            self._take_course(self._steps, self._adjoint.graphs_at_once or self._steps)
         online, carry, losses, extras = Online(), detach(self._start), Losses(), []
         for index, arguments in enumerate(inputs):
             began = perf_counter()
-            self._inputs.append(Unchanged(arguments))
-            self._arguments |= {id(tensor): tensor for tensor in tensors_in_graph(arguments)}
-            if wanted is not None and index in wanted:
-                self._keep(index, carry, self._snapshots)
-            elif wanted is None:
+            if self._inputs and self._inputs[-1].holds(arguments):
+                self._inputs.append(self._inputs[-1])  # one for maybe 100,000 steps
+            else:
+                self._inputs.append(Unchanged(arguments))
+                self._arguments |= {id(tensor): tensor for tensor in tensors_in_graph(arguments)}
+            if self._course is None:
                 self._keep_online(online, index, carry)
+            elif index in self._course.there:
+                self._keep(index, carry, self._snapshots)
             first_of_two = index == 0 and self._adjoint.verify == "first"
             if first_of_two:
                 self._rehearse(carry)
-            carry, loss, extra = detach(self._first_time(index, carry))
+            carry, loss, extra = self._first_time(index, carry)
             losses.append(loss)
             extras.append(extra)
             if first_of_two:
                 self._compare(0, carry)
             elif self._is_verified(index):
                 self._fingerprints[index] = fingerprint(carry)
-            self._tell("forward", index, began)
+            self._tell("forward", began, index)
         self._end(carry)
         return Unrolled(carry, losses.stack(), extras)
 
-    def _wanted(self) -> set[int] | None:
-        """The states to keep on the way there, or None where its end is not known."""
-        if self._steps is None:
-            return None
-        self._placement = self._adjoint.placement(self._steps)
-        # The last step is not taken again; the way back begins with the one before.
-        last = max(0, self._steps - 2)
-        self._verified = last if self._adjoint.verify == "last" and self._steps > 1 else None
-        return {0, *self._placement.between(0, last, 1), last}
+    def _take_course(self, steps: int, size: int) -> None:
+        """Decide how to go back."""
+        self._course = course = Course(self._adjoint.placement(steps), steps, size)
+        # The last step that is taken again.
+        self._verified = course.turn - 1 if course.turn and self._adjoint.verify == "last" else None
 
     def _first_time(self, index: int, carry: Tree) -> tuple[Tree, Tensor, Any]:
         """Take a step on the way there, where tensors from outside are looked for."""
-        if index + 1 == self._steps:
-            self._last = self._with_graph(index, carry)
-            mine = {id(tensor) for tensor in [*self._last.carry, *self._last.arguments.values()]}
-            self._outside.find(self._last.results, mine)
-            return self._last.results
+        if self._course is not None and index >= self._course.turn:
+            return self._keep_graph(index, self._course, carry)
         with torch.enable_grad():
             done = self._step(carry, detach(self._inputs[index].load()), False)
         self._outside.find(done)
-        return done
+        return detach(done)
+
+    def _keep_graph(self, index: int, course: Course, carry: Tree) -> tuple[Tree, Tensor, Any]:
+        """Take a step that is not taken again, unless its graph turns out to be too large."""
+        self._last = taken = self._last or self._begun(index, carry)
+        after, loss, extra = taken.add(self._step, self._inputs[index].load())
+        if index == 0 and self._adjoint.graphs_at_once is None:
+            size = self._fitting(taken, course.steps)
+            if size < course.steps:
+                self._last = None
+                self._take_course(course.steps, size)
+        if self._last is None or index + 1 == course.steps:
+            self._outside.find(taken.results, set(map(id, taken.own)))
+            after = detach(after)  # which the next step does not go on from, if there is one
+        return after, loss.detach(), detach(extra)
+
+    def _begun(self, index: int, carry: Tree) -> Taken:
+        # What the run began with needs a gradient only where it is part of a graph.
+        return Taken(index, carry, None if index else self._start)
+
+    def _fitting(self, taken: Taken, steps: int) -> int:
+        """How many steps' graphs to keep at once, where one takes as much as this one's."""
+        if steps == 1:
+            return steps
+        state = sum(leaf.nbytes for leaf in tree_leaves(self._start) if isinstance(leaf, Tensor))
+        size = self._adjoint.graphs_that_fit(steps, taken.bytes, state)
+        # Compiled steps go back faster without a graph, but for those that are not taken again.
+        return 1 if size < steps and isinstance(self._step, CompiledStep) else size
 
     def _end(self, carry: Tree) -> None:
         """Note what could not be known before the last step."""
         if self._steps is None:
             self._steps = len(self._inputs)
-            self._placement = self._adjoint.placement(self._steps)
+            self._course = self._adjoint.course(self._steps)
             if self._adjoint.verify == "last":
                 self._verified = self._steps - 1
                 self._fingerprints[self._verified] = fingerprint(carry)
@@ -182,51 +170,53 @@ class Reversible:
         self._snapshots.append(take_snapshot(index, carry, self._adjoint.modules))
 
     def pull(self, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of `tensors`, step by step."""
+        """The gradients of `tensors`, some steps at once."""
         # A second call begins with the first snapshot alone, and takes the others anew.
         snapshots, self._snapshots = self._snapshots, self._snapshots[:1]
-        gradients = Sums(self.tensors)
-        bars = list(cotangents)
+        gradients, bars, end = Sums(self.tensors), list(cotangents), len(self._inputs)
         with nothing_changed(self._start, self._adjoint.modules):
-            for index in reversed(range(len(self._inputs))):
+            while end:
                 taken, self._last = self._last, None
                 if taken is None:
-                    taken = self._again(index, snapshots)
+                    taken = self._again(end, snapshots)
                 began = perf_counter()
-                bars = self._step_back(index, taken, bars, gradients)
-                self._tell("backward", index, began)
+                bars = self._step_back(taken, end, bars, gradients)
+                self._tell("backward", began, *reversed(range(taken.first, end)))
+                end = taken.first
         starts = filter(differentiable, tree_leaves(self._start))
         for start, bar in zip(starts, bars[:-1], strict=True):  # the last is of the losses
             gradients.add(start, bar)
         return gradients.values
 
-    def _again(self, index: int, snapshots: list[Snapshot]) -> Taken | Promised:
-        """Take a step with a graph, from a state that is computed again."""
-        carry = self._return_to(index, snapshots)
-        if self._is_verified(index):
-            self._before = None
-            taken = self._with_graph(index, carry)
-            self._compare(index, taken.results[0])
-            return taken
-        promised = None
-        if isinstance(self._step, CompiledStep):
-            promised = self._step.promised(carry, self._inputs[index].load())
-        return promised or self._with_graph(index, carry)
+    def _again(self, end: int, snapshots: list[Snapshot]) -> Taken | Promised:
+        """Take the steps before `end` with a graph, from a state that is computed again."""
+        assert self._course is not None
+        while snapshots[-1].index >= end:
+            snapshots.pop()
+        begin = self._course.begin(end, snapshots[-1].index)
+        carry = self._return_to(begin, snapshots)
+        if (
+            isinstance(self._step, CompiledStep)
+            and begin + 1 == end
+            and not self._is_verified(begin)
+        ):
+            promised = self._step.promised(begin, carry, self._inputs[begin].load())
+            if promised is not None:
+                return promised
+        return self._with_graph(begin, end, carry)
 
     def _return_to(self, index: int, snapshots: list[Snapshot]) -> Tree:
-        """Compute the state before a step again; what is too late in `snapshots` is dropped."""
-        assert self._placement is not None
-        while snapshots[-1].index > index:
-            snapshots.pop()
+        """Compute the state before a step again, from the last of `snapshots`."""
+        assert self._course is not None
         at = snapshots[-1].index
         carry = snapshots[-1].restore(self._adjoint.modules)
-        wanted = set(self._placement.between(at, index, len(snapshots)))
+        wanted = set(self._course.between(at, index, len(snapshots)))
         for i in range(at, index):
             began = perf_counter()
             if i in wanted:
                 self._keep(i, carry, snapshots)
             carry = self._advance(i, carry)
-            self._tell("again", i, began)
+            self._tell("again", began, i)
         return carry
 
     def _advance(self, index: int, carry: Tree) -> Tree:
@@ -234,33 +224,35 @@ class Reversible:
         with torch.no_grad():
             return detach(self._step(carry, detach(self._inputs[index].load()), False)[0])
 
-    def _with_graph(self, index: int, carry: Tree) -> Taken:
-        """Take a step from tensors of its own."""
-        step, before = self._step, self._before
-        self._before = index, carry
-        if before is not None and before[0] == index + 1 and isinstance(step, InnerStep):
-            step = partial(step, known=before[1])  # as it was computed on the way there
-        # What the run began with needs a gradient only where it is part of a graph.
-        carry, leaves = with_graph(carry, None if index else self._start)
-        arguments, proxies = with_proxies(self._inputs[index].load())
-        with torch.enable_grad():
-            return Taken(leaves, proxies, step(carry, arguments, True))
+    def _with_graph(self, begin: int, end: int, carry: Tree) -> Taken:
+        """Take some steps in a row with their graph."""
+        before, self._before = self._before, (begin, carry)
+        taken = self._begun(begin, carry)
+        for index in range(begin, end):
+            step, verified = self._step, self._is_verified(index)
+            after = None if before is None or before[0] != index + 1 else before[1]
+            if after is not None and not verified and isinstance(step, InnerStep):
+                step = partial(step, known=after)  # as it was computed on the way there
+            taken.add(step, self._inputs[index].load())
+            if verified:
+                self._compare(index, taken.carry)
+        return taken
 
     def _step_back(
-        self, index: int, taken: Taken | Promised, bars: list[Tensor | None], gradients: Sums
+        self, taken: Taken | Promised, end: int, bars: list[Tensor | None], gradients: Sums
     ) -> list[Tensor | None]:
-        """Turn the cotangents of all that follows a step into those of what precedes it.
+        """Turn the cotangents of all that follows some steps into those of what precedes them.
 
         Both are of the carry, then of the losses and of what the loss returned besides, in all
         steps so far.
         """
         count, besides = taken.counts
-        of_losses, end = bars[count], len(bars) - besides
-        of_loss = None if of_losses is None else of_losses[index]
-        of_carry, of_others = taken.pull([*bars[:count], of_loss, *bars[end:]], self.outside)
+        of_losses, rest = bars[count], len(bars) - besides
+        of_mine = [None if of_losses is None else of_losses[i] for i in range(taken.first, end)]
+        of_carry, of_others = taken.pull([*bars[:count], *of_mine, *bars[rest:]], self.outside)
         for tensor, gradient in of_others:
             gradients.add(tensor, gradient)
-        return [*of_carry, *bars[count:end]]
+        return [*of_carry, *bars[count:rest]]
 
     def _is_verified(self, index: int) -> bool:
         return self._adjoint.verify == "always" or index == self._verified
@@ -279,9 +271,11 @@ class Reversible:
                 "`Replay(modules=...)`, and use no generator of your own."
             )
 
-    def _tell(self, phase: Phase, index: int, began: float) -> None:
+    def _tell(self, phase: Phase, began: float, *indices: int) -> None:
         if self._adjoint.watch is not None:
-            self._adjoint.watch(Progress(phase, index, self._steps, perf_counter() - began))
+            seconds = (perf_counter() - began) / len(indices)
+            for index in indices:
+                self._adjoint.watch(Progress(phase, index, self._steps, seconds))
 
     @contextmanager
     def as_before(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import tempfile
 import weakref
@@ -59,6 +60,12 @@ class Unchanged:
 
     def __init__(self, tree: Tree) -> None:
         self._tree, self._versions = tree, self._now(tree)
+
+    def holds(self, tree: tuple[Tree, ...]) -> bool:
+        """Whether this has the same trees, and they are what they were."""
+        mine = self._tree
+        same = len(mine) == len(tree) and all(map(operator.is_, mine, tree))
+        return same and self._now(mine) == self._versions
 
     def load(self) -> Tree:
         """The tree."""

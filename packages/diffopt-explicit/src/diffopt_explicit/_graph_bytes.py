@@ -1,0 +1,59 @@
+"""How much memory a graph keeps alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from torch import Tensor
+
+
+def graph_bytes(results: Iterable[Tensor], given: Iterable[Tensor]) -> int:
+    """The bytes of some results, and of all that is saved to differentiate them.
+
+    What nodes of other libraries keep in attributes of their own is counted too, but not what
+    they hide deeper.
+
+    Args:
+        results: Tensors that are part of the graph.
+        given: Tensors whose memory does not count, as it is there without the graph.
+    """
+    listed, sizes = list(results), {}
+    for tensor in [*listed, *_saved(listed)]:
+        storage = tensor.untyped_storage()
+        sizes[storage._cdata] = storage.nbytes()
+    for tensor in given:
+        sizes.pop(tensor.untyped_storage()._cdata, None)
+    return sum(sizes.values())
+
+
+def _saved(results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that the nodes of a graph keep."""
+    pending: list[Any] = [tensor.grad_fn for tensor in results]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        pending.extend([function for function, _ in node.next_functions])
+        for name in _names(type(node)):
+            with suppress(RuntimeError):  # of a graph that is gone, which may be no longer needed
+                yield from _tensors(getattr(node, name))
+        for value in getattr(node, "__dict__", {}).values():
+            yield from _tensors(value)
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The attributes that hold what nodes of a kind save."""
+    return tuple(n for n in dir(kind) if n.startswith("_saved_") or n == "saved_tensors")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, Tensor))

@@ -1,0 +1,84 @@
+"""Steps in a row that were taken with a graph, from tensors of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffopt_explicit._graph_bytes import graph_bytes
+from diffopt_explicit._outside import differentiable_leaves, tensors_in_graph
+from diffopt_explicit._pull import Pairs, gradients_of, with_graph, with_proxies
+from diffopt_explicit._store import Step
+from diffopt_explicit._transform import Tree
+from diffopt_explicit._trees import tree_leaves
+
+
+class Taken:
+    """The graph of some steps in a row; one is added by each call of `add`.
+
+    Attributes:
+        first: The first of the steps.
+        carry: That after the last of them, part of the graph.
+    """
+
+    def __init__(self, first: int, carry: Tree, like: Tree = None) -> None:
+        """Begin before step `first`, where `carry` needs a gradient as far as `like` does."""
+        self.first = first
+        self.carry, self._leaves = with_graph(carry, like)
+        self._proxies: dict[Tensor, Tensor] = {}  # by the arguments that they stand for
+        self._losses: list[Tensor] = []
+        self._extras: list[Any] = []
+
+    def add(self, step: Step, arguments: tuple[Tree, ...]) -> tuple[Tree, Tensor, Any]:
+        """Take one more step, and return what it gives."""
+        arguments = with_proxies(arguments, self._proxies)
+        with torch.enable_grad():
+            results = step(self.carry, arguments, True)
+        self.carry, loss, extra = results
+        self._losses.append(loss)
+        self._extras.append(extra)
+        return results
+
+    @property
+    def results(self) -> tuple[Tree, list[Tensor], list[Any]]:
+        """The carry after the steps, the losses, and what the losses returned besides."""
+        return self.carry, self._losses, self._extras
+
+    @property
+    def own(self) -> list[Tensor]:
+        """The leaves of the graph that stand for what was given."""
+        return [*self._leaves, *self._proxies.values()]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many tensors the carry and the extras have that can have gradients."""
+        return len(differentiable_leaves(self.carry)), len(differentiable_leaves(self._extras))
+
+    @property
+    def bytes(self) -> int:
+        """What the graph keeps alive besides what the steps were given."""
+        results = tensors_in_graph(*self.results)
+        given = [t for t in tree_leaves(list(self._proxies)) if isinstance(t, Tensor)]
+        return graph_bytes(results, [*self._leaves, *given])
+
+    def pull(
+        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
+    ) -> tuple[list[Tensor | None], Pairs]:
+        """The gradients of the carry before the steps, and of all else that they depend on.
+
+        Args:
+            cotangents: Of the carry after the steps, of each loss, and of the extras.
+            outside: Leaves of the graph that the steps close over.
+        """
+        after, extras = differentiable_leaves(self.carry), differentiable_leaves(self._extras)
+        found = gradients_of(
+            [*after, *self._losses, *extras],
+            cotangents,
+            [*self.own, *outside],
+            retain_graph=bool(outside),  # of what led to tensors from outside
+        )
+        count = len(self._leaves)
+        return found[:count], zip([*self._proxies, *outside], found[count:], strict=True)

@@ -1,0 +1,282 @@
+"""Replayed unrolls that are gone back many steps at once."""
+
+import gc
+import math
+
+import pytest
+import torch
+from diffopt_explicit import Replay, Store, adam, replay, sgd, unroll
+from diffopt_explicit._course import Course
+from diffopt_explicit._graph_bytes import graph_bytes
+from diffopt_explicit._placement import Binomial
+from diffopt_explicit._reversible import Reversible
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replay_problems import OPTIMIZERS, gradients
+from torch import nn, tensor
+from torch.func import grad, vmap
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+    steps=st.integers(1, 12),
+    graphs=st.integers(1, 14),
+    snapshots=st.sampled_from([None, 1, 2, 3, 20]),
+    verify=st.sampled_from(["never", "first", "last", "always"]),
+)
+def test_how_many_steps_go_back_at_once_makes_no_difference(
+    optimizer, steps, graphs, snapshots, verify
+):
+    adjoint = Replay(snapshots=snapshots, graphs=graphs, verify=verify)
+    value, found, _ = gradients(adjoint, OPTIMIZERS[optimizer], steps=steps)
+    expected_value, expected, _ = gradients(Store(), OPTIMIZERS[optimizer], steps=steps)
+
+    torch.testing.assert_close(value, expected_value, rtol=0, atol=0)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("snapshots", [1, 2, 3, 40])
+@pytest.mark.parametrize("graphs", [1, 2, 5, 36, 37, 50])
+def test_steps_are_taken_as_often_as_promised(graphs, snapshots):
+    adjoint, calls = Replay(snapshots=snapshots, graphs=graphs), []
+
+    def loss(w):
+        calls.append(None)
+        return w.square()
+
+    w = tensor(1.0, requires_grad=True)
+    unroll(loss, sgd(0.1), w, steps=37, adjoint=adjoint).params.backward()
+
+    assert len(calls) == adjoint.advances(37) + 37
+    if snapshots == 40:  # every state that a stretch begins with
+        assert adjoint.advances(37) == max(0, 37 - graphs)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_stretches_are_reversed_as_steps_are(slots, size):
+    for stretches in range(2, 20):
+        one_by_one = Course(Binomial(slots), stretches).cost()
+        at_once = Course(Binomial(slots), stretches * size, size).cost()
+        assert at_once == (one_by_one.advances * size, one_by_one.states)
+
+
+def test_of_an_unroll_whose_graphs_are_small_all_are_kept_after_the_first_was_measured():
+    calls = []
+
+    def loss(w):
+        calls.append(None)
+        return w.sin().sum()
+
+    w = torch.ones(1000, requires_grad=True)
+    unroll(loss, adam(0.1), w, steps=30, adjoint=Replay()).params.sum().backward()
+
+    assert len(calls) == 30
+
+
+def test_large_graphs_are_kept_one_by_one(monkeypatch):
+    sizes = []
+    course = Reversible._take_course
+
+    def noting(self, steps, size):
+        sizes.append(size)
+        course(self, steps, size)
+
+    monkeypatch.setattr(Reversible, "_take_course", noting)
+    w, x = torch.ones(2, requires_grad=True), torch.ones(2**17, 2)
+    loss = lambda w: (x @ w).sin().exp().mean()  # 1 MiB for each of at least three results
+
+    def gradient(adjoint):
+        return torch.autograd.grad(unroll(loss, sgd(0.1), w, steps=9, adjoint=adjoint).params[0], w)
+
+    expected, found = gradient(Store()), gradient(Replay())
+    assert sizes[0] == 9
+    assert 1 <= sizes[1] <= 2
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "graph", "state", "expected"),
+    [
+        (20, 3 * MIB, 3 * MIB, 20),  # as much as the states of a short unroll, and these again
+        (50, 3 * MIB, 3 * MIB, 25),  # 16 states, or 25 graphs and 1 state
+        (9, 100 * MIB, 3 * MIB, 1),
+        (9, 4 * MIB, 1, 2),  # 8 MiB in any case
+        (10_000, 15 * MIB, 12 * MIB, 286),  # and 34 states: as much as 400 states
+        (10, 0, 10, 10),
+    ],
+)
+def test_so_many_graphs_fit(steps, graph, state, expected):
+    adjoint = Replay()
+    assert adjoint.graphs_that_fit(steps, graph, state) == expected
+    course = Course(adjoint.placement(steps), steps, expected)
+    besides = max(adjoint.slots(steps) * state, 8 * MIB)
+    if expected > 1:
+        states = max(0, course.cost().states - 1)  # without the first, which the caller has
+        assert expected * graph + states * state <= adjoint.slots(steps) * state + besides
+
+
+def test_who_says_what_to_keep_gets_no_more():
+    assert Replay().graphs_at_once is None
+    assert Replay(snapshots=40).graphs_at_once == 1
+    assert Replay(offload="cpu").graphs_at_once == 1
+    assert Replay(snapshots=40, graphs=7).graphs_at_once == 7
+    with pytest.raises(ValueError, match="`graphs` must be at least 1, got 0"):
+        Replay(graphs=0)
+
+
+@pytest.mark.parametrize("graphs", [2, 3])
+def test_dropout_and_running_statistics_are_put_back_for_each_stretch(graphs):
+    def gradient(adjoint_of):
+        torch.manual_seed(4)
+        norm = nn.BatchNorm1d(3)
+        w, x = torch.ones(3, requires_grad=True), torch.randn(8, 3)
+
+        def loss(w):
+            norm(nn.functional.dropout(x, 0.5) * w.detach())
+            return (nn.functional.dropout(w.sin(), 0.5) - norm.running_mean).square().sum()
+
+        result = unroll(loss, sgd(0.1), w, steps=7, adjoint=adjoint_of(norm))
+        (found,) = torch.autograd.grad(result.params.square().sum(), w)
+        return found, norm.running_mean.clone(), torch.rand(2)
+
+    expected = gradient(lambda _: Store())
+    options = {"graphs": graphs, "verify": "always"}
+    found = gradient(lambda norm: Replay(modules=(norm,), **options))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("adjoint", [Replay(graphs=3), Replay(snapshots=2, graphs=2)])
+def test_steps_until_a_condition_holds_go_back_many_at_once(adjoint):
+    def gradient(adjoint):
+        w, lr = tensor(1.0, requires_grad=True), tensor(0.1, requires_grad=True)
+        loss = lambda w, x: (w - x).square()
+        until = lambda w, value: value < 0.05
+        result = unroll(loss, adam(lr), w, batches=iter([0.1] * 50), until=until, adjoint=adjoint)
+        assert len(result.losses) > 8
+        return torch.autograd.grad(result.params + result.losses.sum(), [w, lr])
+
+    torch.testing.assert_close(gradient(adjoint), gradient(Store()), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("adjoint", [Replay(), Replay(graphs=2)], ids=repr)
+def test_transforms_go_back_many_steps_at_once(adjoint):
+    def outer(adjoint):
+        def value(x, lr):
+            loss = lambda w, x: (w * x).sin().sum()
+            end = unroll(loss, adam(lr), torch.ones(3), steps=5, meta_params=x, adjoint=adjoint)
+            return end.params.square().sum()
+
+        return value
+
+    xs, lr = torch.randn(4, 3), tensor(0.1)
+    for transform in (
+        lambda f: grad(f, argnums=(0, 1))(xs[0], lr),
+        lambda f: vmap(grad(f), (0, None))(xs, lr),
+        lambda f: grad(lambda x: grad(f)(x, lr).square().sum())(xs[0]),
+    ):
+        expected = transform(outer(Store()))
+        torch.testing.assert_close(transform(outer(adjoint)), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_any_step_goes_back_many_at_once():
+    cell = nn.GRUCell(2, 3)
+    xs, state = torch.randn(9, 4, 2, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
+
+    def gradient(adjoint):
+        last, seen = replay(lambda h, x: (cell(x, h), h), state, xs, adjoint=adjoint)
+        total = last.square().sum() + sum(i * out.sum() for i, out in enumerate(seen))
+        return torch.autograd.grad(total, [state, xs, *cell.parameters()])
+
+    for graphs in (2, 4, 9):
+        torch.testing.assert_close(gradient(Replay(graphs=graphs)), gradient(Store()))
+
+
+def test_what_leads_to_a_closed_over_tensor_is_differentiated_with_each_stretch():
+    def gradient(adjoint):
+        raw = torch.tensor([0.3, -0.2], requires_grad=True)
+        features, w = raw.exp().cumsum(0), torch.ones(2)
+        loss = lambda w: (w * features).sin().sum()
+        end = unroll(loss, sgd(0.1), w, steps=7, adjoint=adjoint).params
+        return torch.autograd.grad(end.prod(), raw)
+
+    for graphs in (2, 7):
+        torch.testing.assert_close(gradient(Replay(graphs=graphs)), gradient(Store()))
+
+
+def test_each_step_is_told_once_on_the_way_back():
+    told = []
+    adjoint = Replay(graphs=3, watch=told.append)
+    w = tensor(1.0, requires_grad=True)
+    unroll(lambda w: w.sin(), sgd(0.3), w, steps=7, adjoint=adjoint).params.backward()
+
+    of = lambda phase: [progress.step for progress in told if progress.phase == phase]
+    assert of("forward") == list(range(7))
+    assert of("backward") == list(reversed(range(7)))
+    assert of("again") == []
+
+
+@pytest.mark.parametrize("adjoint", [Replay(), Replay(graphs=2), Replay(graphs=2, snapshots=1)])
+def test_the_gradient_can_be_taken_twice_and_differentiated(adjoint):
+    def derivatives(adjoint):
+        w, lr = tensor(1.0, requires_grad=True), tensor(0.1, requires_grad=True)
+        result = unroll(lambda w: w.sin(), adam(lr), w, steps=5, adjoint=adjoint)
+        twice = [torch.autograd.grad(result.params, [w, lr], retain_graph=True) for _ in range(2)]
+        first = torch.autograd.grad(result.params**2, [w, lr], create_graph=True)
+        return *twice, torch.autograd.grad(first[0] * first[1], [w, lr])
+
+    torch.testing.assert_close(derivatives(adjoint), derivatives(Store()), rtol=1e-12, atol=0)
+
+
+def test_graphs_are_let_go_on_the_way_back():
+    alive = lambda: sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+    w = torch.ones(3, requires_grad=True)
+    result = unroll(lambda w: w.sin().sum(), adam(0.1), w, steps=40, adjoint=Replay(graphs=40))
+    end, before = result.params.detach(), None
+    for _ in range(3):
+        torch.autograd.grad(result.params.sum(), w, retain_graph=True)
+        gc.collect()
+        before = before or alive()
+    assert alive() == before
+    assert math.isfinite(end.sum())
+
+
+def test_bytes_of_a_graph():
+    x = torch.ones(1000, requires_grad=True)
+    with_exp = x.exp()  # saves its result
+    assert graph_bytes([with_exp], [x]) == 8000
+    assert graph_bytes([x.sin()], []) == 16_000  # its argument besides
+    assert graph_bytes([x.sin()], [x]) == 8000
+    assert graph_bytes([(x * 2).sum()], [x]) == 16  # the 2, and the result
+    both = with_exp[:500] * with_exp[500:]  # views of one storage
+    assert graph_bytes([both], [x]) == 8000 + 4000
+    stacked = torch.stack([x.sin(), x.cos()])
+    assert graph_bytes([stacked], [x]) == 16_000
+
+    class Keeping(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x.clone())
+            ctx.kept = x.clone(), "name"
+            return x.clone()
+
+    assert graph_bytes([Keeping.apply(x)], [x]) == 24_000
+
+
+def test_a_graph_that_is_gone_can_be_measured():
+    x = torch.ones(1000, requires_grad=True)
+    y = x.sin()
+    z = y.exp()
+    y.sum().backward()
+    assert graph_bytes([z], [x]) == 8000
