@@ -43,7 +43,10 @@ def test_how_many_steps_go_back_at_once_makes_no_difference(
     expected_value, expected, _ = gradients(Store(), OPTIMIZERS[optimizer], steps=steps)
 
     torch.testing.assert_close(value, expected_value, rtol=0, atol=0)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    rates, expected_rates = found[4], expected[4]  # a schedule has a graph of its own
+    torch.testing.assert_close(rates, expected_rates, rtol=1e-12, atol=1e-14)
+    for one, other in zip(found[:4] + found[5:], expected[:4] + expected[5:], strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("snapshots", [1, 2, 3, 40])
@@ -109,11 +112,11 @@ def test_large_graphs_are_kept_one_by_one(monkeypatch):
 @pytest.mark.parametrize(
     ("steps", "graph", "state", "expected"),
     [
-        (20, 3 * MIB, 3 * MIB, 20),  # as much as the states of a short unroll, and these again
-        (50, 3 * MIB, 3 * MIB, 25),  # 16 states, or 25 graphs and 1 state
+        (20, 3 * MIB, 3 * MIB, 20),  # a graph more than states, which 8 MiB are enough for
+        (50, 3 * MIB, 3 * MIB, 17),  # and 2 states: 57 MiB, where 60 fit
         (9, 100 * MIB, 3 * MIB, 1),
         (9, 4 * MIB, 1, 2),  # 8 MiB in any case
-        (10_000, 15 * MIB, 12 * MIB, 286),  # and 34 states: as much as 400 states
+        (10_000, 15 * MIB, 12 * MIB, 145),  # and 68 states: 2,991 MiB, where 3,000 fit
         (10, 0, 10, 10),
     ],
 )
@@ -121,7 +124,7 @@ def test_so_many_graphs_fit(steps, graph, state, expected):
     adjoint = Replay()
     assert adjoint.graphs_that_fit(steps, graph, state) == expected
     course = Course(adjoint.placement(steps), steps, expected)
-    besides = max(adjoint.slots(steps) * state, 8 * MIB)
+    besides = max(adjoint.slots(steps) * state // 4, 8 * MIB)
     if expected > 1:
         states = max(0, course.cost().states - 1)  # without the first, which the caller has
         assert expected * graph + states * state <= adjoint.slots(steps) * state + besides

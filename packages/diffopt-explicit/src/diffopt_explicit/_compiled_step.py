@@ -26,7 +26,7 @@ from diffopt_explicit._inner_step import InnerStep
 from diffopt_explicit._node import Pulled, Work, attach
 from diffopt_explicit._outside import Outside, differentiable, differentiable_leaves
 from diffopt_explicit._override import anatomy
-from diffopt_explicit._pull import Pairs, gradients_of
+from diffopt_explicit._pull import Sums, gradients_of
 from diffopt_explicit._recomputed import Past, Variables
 from diffopt_explicit._snapshots import Random
 from diffopt_explicit._store import Step
@@ -184,9 +184,9 @@ class Promised:
         self.counts = len(work.shapes) - 1, 0
 
     def pull(
-        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
-    ) -> tuple[list[Tensor | None], Pairs]:
-        """The gradients of the carry before the step, and of all else that it depends on."""
+        self, cotangents: Sequence[Tensor | None], outside: list[Tensor], sums: Sums
+    ) -> list[Tensor | None]:
+        """The gradients of the carry before the step; those of all else go to `sums`."""
         *of_carry, of_loss = cotangents
         tensors, count = self._work.eager.variables.tensors, len(of_carry)
         pull = self._work.pulled(len(tensors))
@@ -195,7 +195,9 @@ class Promised:
         # What is learned may have been computed from the leaves outside.
         learned = gradients_of(tensors[end:], found[end:], outside, retain_graph=True)
         given = zip(tensors[count:end], found[count:end], strict=True)
-        return found[:count], [*given, *zip(outside, learned, strict=True)]
+        for tensor, gradient in [*given, *zip(outside, learned, strict=True)]:
+            sums.add(tensor, gradient)
+        return found[:count]
 
 
 def _attached(work: CompiledWork, results: Results) -> tuple[Carry, Tensor, Any]:

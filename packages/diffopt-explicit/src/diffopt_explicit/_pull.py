@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from diffopt_explicit._outside import differentiable, tensors_in_graph
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-Pairs: TypeAlias = Iterable[tuple[Tensor, Tensor | None]]
-"""Tensors with their gradients."""
-
 
 class Sums:
     """A sum for each of some tensors, of what is added."""
@@ -22,6 +19,14 @@ class Sums:
     def __init__(self, tensors: list[Tensor]) -> None:
         self._places = {id(tensor): place for place, tensor in enumerate(tensors)}
         self.values: list[Tensor | None] = [None] * len(tensors)
+
+    def take(self, tensor: Tensor) -> Tensor | None:
+        """Take the sum of a tensor, which begins anew."""
+        place = self._places.get(id(tensor))
+        if place is None:
+            return None
+        value, self.values[place] = self.values[place], None
+        return value
 
     def add(self, tensor: Tensor, value: Tensor | None) -> None:
         """Add to the sum of a tensor, if it has one."""

@@ -249,10 +249,8 @@ class Reversible:
         count, besides = taken.counts
         of_losses, rest = bars[count], len(bars) - besides
         of_mine = [None if of_losses is None else of_losses[i] for i in range(taken.first, end)]
-        of_carry, of_others = taken.pull([*bars[:count], *of_mine, *bars[rest:]], self.outside)
-        for tensor, gradient in of_others:
-            gradients.add(tensor, gradient)
-        return [*of_carry, *bars[count:rest]]
+        mine = [*bars[:count], *of_mine, *bars[rest:]]
+        return [*taken.pull(mine, self.outside, gradients), *bars[count:rest]]
 
     def _is_verified(self, index: int) -> bool:
         return self._adjoint.verify == "always" or index == self._verified

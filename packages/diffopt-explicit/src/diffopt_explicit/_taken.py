@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffopt_explicit._graph_bytes import graph_bytes
 from diffopt_explicit._outside import differentiable_leaves, tensors_in_graph
-from diffopt_explicit._pull import Pairs, gradients_of, with_graph, with_proxies
+from diffopt_explicit._pull import Sums, gradients_of, with_graph, with_proxies
 from diffopt_explicit._store import Step
 from diffopt_explicit._transform import Tree
 from diffopt_explicit._trees import tree_leaves
@@ -65,20 +65,25 @@ class Taken:
         return graph_bytes(results, [*self._leaves, *given])
 
     def pull(
-        self, cotangents: Sequence[Tensor | None], outside: list[Tensor]
-    ) -> tuple[list[Tensor | None], Pairs]:
-        """The gradients of the carry before the steps, and of all else that they depend on.
+        self, cotangents: Sequence[Tensor | None], outside: list[Tensor], sums: Sums
+    ) -> list[Tensor | None]:
+        """The gradients of the carry before the steps; those of all else go to `sums`.
 
         Args:
             cotangents: Of the carry after the steps, of each loss, and of the extras.
             outside: Leaves of the graph that the steps close over.
+            sums: What there is so far is added to in the order of `Store`, so that many steps
+                at once give the same to the last bit.
         """
         after, extras = differentiable_leaves(self.carry), differentiable_leaves(self._extras)
+        given, stand_ins = [*self._proxies, *outside], [*self._proxies.values(), *outside]
         found = gradients_of(
-            [*after, *self._losses, *extras],
-            cotangents,
-            [*self.own, *outside],
+            [*after, *self._losses, *extras, *stand_ins],
+            [*cotangents, *map(sums.take, given)],
+            [*self._leaves, *stand_ins],
             retain_graph=bool(outside),  # of what led to tensors from outside
         )
         count = len(self._leaves)
-        return found[:count], zip([*self._proxies, *outside], found[count:], strict=True)
+        for tensor, gradient in zip(given, found[count:], strict=True):
+            sums.add(tensor, gradient)
+        return found[:count]
