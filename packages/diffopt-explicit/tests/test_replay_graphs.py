@@ -112,7 +112,8 @@ def test_large_graphs_are_kept_one_by_one(monkeypatch):
 @pytest.mark.parametrize(
     ("steps", "graph", "state", "expected"),
     [
-        (20, 3 * MIB, 3 * MIB, 20),  # a graph more than states, which 8 MiB are enough for
+        (20, 4 * MIB, 3 * MIB, 20),  # less than twice the 48 MiB of states
+        (20, 6 * MIB, 3 * MIB, 7),  # and 2 states: 48 MiB, where 60 fit
         (50, 3 * MIB, 3 * MIB, 17),  # and 2 states: 57 MiB, where 60 fit
         (9, 100 * MIB, 3 * MIB, 1),
         (9, 4 * MIB, 1, 2),  # 8 MiB in any case
@@ -125,7 +126,7 @@ def test_so_many_graphs_fit(steps, graph, state, expected):
     assert adjoint.graphs_that_fit(steps, graph, state) == expected
     course = Course(adjoint.placement(steps), steps, expected)
     besides = max(adjoint.slots(steps) * state // 4, 8 * MIB)
-    if expected > 1:
+    if 1 < expected < steps:
         states = max(0, course.cost().states - 1)  # without the first, which the caller has
         assert expected * graph + states * state <= adjoint.slots(steps) * state + besides
 

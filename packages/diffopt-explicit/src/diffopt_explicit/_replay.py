@@ -84,12 +84,12 @@ class Replay:
         watch: Called with a `Progress` after each step, on the way there and back: a `Report`,
             or a progress bar.
         graphs: How many steps in a row to differentiate at once, at least 1. The more, the fewer
-            are taken again: the last ones never, others once less. By default as many as fit, with
-            the states that are needed besides, into a quarter more memory than the states would
-            take alone, or 8 MiB more; those of a short unroll are then often all, as with
-            `Store`. The graph of the first step is what is measured. By default 1, however, where
-            `snapshots` or `offload` is given, as memory is short then, or where the number of
-            steps is not known.
+            are taken again: the last ones never, others once less. By default all, as `Store`
+            does, where they take less than twice the memory of the states, as in short unrolls of
+            small batches; or else as many as fit, with the states that are needed besides, into
+            a quarter more than the states would take alone, or 8 MiB more. The graph of the
+            first step is what is measured. By default 1, however, where `snapshots` or `offload`
+            is given, as memory is short then, or where the number of steps is not known.
 
     Example:
         >>> import torch
@@ -147,13 +147,17 @@ class Replay:
     def graphs_that_fit(self, steps: int, graph_bytes: int, state_bytes: int) -> int:
         """How many graphs of so many bytes each an unroll keeps at once.
 
-        They take what is spare, and the place of states that are not needed besides so many.
+        All, if they take less than twice the memory of the states that would be kept; or else what
+        fits into the place of states that so many graphs make needless, and what is spare.
         """
         slots = self.slots(steps)
-        spare = max(slots * state_bytes // 4, MODEST)
+        alone = slots * state_bytes
+        if steps * graph_bytes <= 2 * alone:
+            return steps
+        spare = max(alone // 4, MODEST)
         for states in range(min(slots, steps - 1) + 1):
             size = math.ceil(steps / (states + 1))
-            if size * graph_bytes + states * state_bytes <= slots * state_bytes + spare:
+            if size * graph_bytes + states * state_bytes <= alone + spare:
                 return size
         return max(1, spare // graph_bytes)
 
