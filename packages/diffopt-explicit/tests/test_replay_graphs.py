@@ -2,6 +2,7 @@
 
 import gc
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -64,6 +65,28 @@ def test_steps_are_taken_as_often_as_promised(graphs, snapshots):
     assert len(calls) == adjoint.advances(37) + 37
     if snapshots == 40:  # every state that a stretch begins with
         assert adjoint.advances(37) == max(0, 37 - graphs)
+
+
+@cache
+def least_advances(steps, slots, size):
+    """The truth by trying every place for the next snapshot."""
+    if steps <= size:
+        return 0
+    if slots == 1:
+        return steps - size + least_advances(steps - size, 1, size)
+    return min(
+        j + least_advances(steps - j, slots - 1, size) + least_advances(j, slots, size)
+        for j in range(1, steps)
+    )
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_stretches_stand_where_they_save_the_most_steps(slots, size):
+    for steps in range(size + 1, 60):
+        found = Course(Binomial(min(slots, steps - 1)), steps, size).cost().advances
+        rest = steps - size  # the state that the way back begins with is kept in any case
+        assert found == min(size, rest) + least_advances(rest, slots, size)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 5])

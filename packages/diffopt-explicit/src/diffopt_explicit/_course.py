@@ -50,7 +50,7 @@ class Course:
         """The states to keep on the way from `first` to `last`, from where it goes back."""
         stretches = math.ceil((last - first) / self.size)
         for place in self.placement.between(first, first + stretches, kept):
-            yield last - (first + stretches - place) * self.size
+            yield first + (place - first) * self.size
 
     def cost(self) -> Cost:
         """What it takes in all."""
