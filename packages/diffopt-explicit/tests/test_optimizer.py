@@ -1,48 +1,15 @@
 """Optimizers in place against torch.optim: numbers, groups, schedulers, states that travel."""
 
-import copy
 import inspect
-import io
-import pickle
 
 import diffopt_explicit as ours
 import pytest
 import torch
 from diffopt_explicit import _fused, _optimizer
 from diffopt_explicit._in_place import in_place
+from optimizer_problems import GRID, ONE_WAY, X, assert_same, groups, network, torch_flags, train
 from torch import nn
 from torch.optim import lr_scheduler
-
-GRID = [
-    (ours.SGD, torch.optim.SGD, {"lr": 0.1}),
-    (ours.SGD, torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.05, "maximize": True}),
-    (ours.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
-    (ours.SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
-    (ours.Adam, torch.optim.Adam, {"lr": 0.1}),
-    (ours.Adam, torch.optim.Adam, {"lr": 0.1, "weight_decay": 0.05, "maximize": True}),
-    (ours.AdamW, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.3}),
-    (ours.AMSGrad, torch.optim.Adam, {"lr": 0.1, "betas": (0.5, 0.5), "weight_decay": 0.05}),
-    (
-        ours.AMSGrad,
-        torch.optim.AdamW,
-        {"lr": 0.1, "betas": (0.5, 0.5), "weight_decay": 0.3, "decoupled_weight_decay": True},
-    ),
-    (ours.Adamax, torch.optim.Adamax, {"lr": 0.1, "betas": (0.5, 0.5), "weight_decay": 0.05}),
-    (ours.NAdam, torch.optim.NAdam, {"lr": 0.1, "decoupled_weight_decay": True}),
-    (ours.RAdam, torch.optim.RAdam, {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.05}),
-    (ours.RMSProp, torch.optim.RMSprop, {"lr": 0.1, "weight_decay": 0.05}),
-    (ours.RMSProp, torch.optim.RMSprop, {"lr": 0.1, "momentum": 0.9}),
-    (ours.RMSProp, torch.optim.RMSprop, {"lr": 0.1, "alpha": 0.5, "momentum": 0.9, "centered": 1}),
-    (ours.Adagrad, torch.optim.Adagrad, {"lr": 0.1, "weight_decay": 0.05, "lr_decay": 0.1}),
-    (ours.Adagrad, torch.optim.Adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1}),
-    (ours.Adadelta, torch.optim.Adadelta, {"lr": 0.5, "rho": 0.5, "weight_decay": 0.05}),
-    (ours.Rprop, torch.optim.Rprop, {"lr": 0.1, "etas": (0.4, 1.3), "step_sizes": (0.05, 0.12)}),
-]
-ONE_WAY = [  # whose states torch.optim has in another form
-    (ours.ASGD, torch.optim.ASGD, {"lr": 0.1, "lambd": 0.1, "t0": 2, "weight_decay": 0.05}),
-    (ours.Adafactor, torch.optim.Adafactor, {"lr": 0.1, "weight_decay": 0.05}),
-]
-X = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -51,39 +18,6 @@ def double_precision():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2), nn.Linear(7, 7))
-
-
-def train(module: nn.Module, optimizer, steps: int, scheduler=None, first: int = 0) -> None:
-    """Steps whose loss leaves one layer out, and another one in odd steps."""
-    for step in range(first, first + steps):
-        optimizer.zero_grad()
-        out = module[0](X)
-        out = out if step % 2 else module[2](module[1](out))
-        (out.square().mean() + out.sin().sum()).backward()
-        optimizer.step()
-        if scheduler:
-            scheduler.step()
-
-
-def torch_flags(theirs, kind, flags: dict) -> dict:
-    decoupled = {} if theirs is not torch.optim.AdamW else {"decoupled_weight_decay": None}
-    own = {name: value for name, value in flags.items() if name not in decoupled}
-    return {**own, "amsgrad": True} if kind is ours.AMSGrad else own
-
-
-def groups(module: nn.Module) -> list[dict]:
-    params = list(module.parameters())
-    return [{"params": params[:1], "lr": 0.2}, {"params": params[1:]}]
-
-
-def assert_same(module: nn.Module, other: nn.Module) -> None:
-    for (name, param), expected in zip(module.named_parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(param, expected, rtol=0, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize(("kind", "theirs", "flags"), GRID + ONE_WAY)
@@ -170,122 +104,6 @@ def test_rules_with_a_kernel_are_written_over_in_place(name, generic, monkeypatc
 
     assert len(calls) == 1
     assert calls[0] is not None
-
-
-@pytest.mark.parametrize(
-    ("kind", "theirs", "flags", "theirs_first"),
-    [(*row, first) for row in GRID for first in (True, False)] + [(*row, True) for row in ONE_WAY],
-)
-def test_either_goes_on_from_the_state_of_the_other(kind, theirs, flags, theirs_first):
-    def of(module, is_ours):
-        flags_of = (kind, flags) if is_ours else (theirs, torch_flags(theirs, kind, flags))
-        return flags_of[0](groups(module), **flags_of[1])
-
-    module, reference = network(), network()
-    train(reference, of(reference, True), 5)
-    before = of(module, not theirs_first)
-    train(module, before, 3)
-    after = of(module, theirs_first)
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    train(module, after, 2, first=3)
-
-    assert_same(module, reference)
-
-
-@pytest.mark.parametrize("kind", [ours.NAdam, ours.SGD, ours.Adam])
-def test_a_saved_state_is_gone_on_from(kind, path):
-    module, reference = network(), network()
-    flags = {"momentum": 0.9} if kind is ours.SGD else {}
-    train(reference, kind(reference.parameters(), lr=0.1, **flags), 5)
-    before = kind(module.parameters(), lr=0.1, **flags)
-    train(module, before, 3)
-    file = io.BytesIO()
-    torch.save(before.state_dict(), file)
-    file.seek(0)
-    after = kind(module.parameters())
-    after.load_state_dict(torch.load(file, weights_only=True))
-    train(module, after, 2, first=3)
-
-    assert_same(module, reference)
-
-
-@pytest.mark.parametrize("travel", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_module_and_optimizer_travel_together(travel, path):
-    module, reference = network(), network()
-    flags = {"lr": 0.1, "momentum": 0.9}
-    train(reference, ours.SGD(groups(reference), **flags), 5)
-    optimizer = ours.SGD(groups(module), **flags)
-    train(module, optimizer, 3)
-    module, optimizer = travel((module, optimizer))
-    train(module, optimizer, 2, first=3)
-
-    assert_same(module, reference)
-
-
-def test_a_state_is_cast_to_the_parameters_that_it_is_loaded_for():
-    module = network()
-    optimizer = ours.Adam(module.parameters())
-    train(module, optimizer, 1)
-    narrow = network().float()
-    loaded = ours.Adam(narrow.parameters())
-    loaded.load_state_dict(optimizer.state_dict())
-
-    assert loaded.state[narrow[0].weight]["exp_avg"].dtype == torch.float32
-    assert loaded.state[narrow[0].weight]["step"] == 1
-
-
-CLIPPED = ours.chain(ours.trace(0.5), ours.clip_by_global_norm(1.0), ours.adam(0.1))
-APART = ours.partition(
-    {"a": CLIPPED, "b": ours.sgd(ours.linear(0.1, 0.0, 10), 0.9)}, ["a", "b", "a", "b", "b", "b"]
-)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [CLIPPED, ours.chain(ours.trace(0.3), APART), ours.chain(ours.trace(0.5), ours.sgd(0.1, 0.3))],
-)
-def test_any_transform_has_a_state_that_travels(tx):
-    def optimizer_of(module):
-        return ours.Optimizer(module.parameters(), tx)
-
-    module, reference = network(), network()
-    train(reference, optimizer_of(reference), 5)
-    before = optimizer_of(module)
-    train(module, before, 3)
-    after = optimizer_of(module)
-    after.load_state_dict(pickle.loads(pickle.dumps(before.state_dict())))
-    train(module, after, 2, first=3)
-
-    assert_same(module, reference)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [
-        ours.lookahead(ours.sgd(0.1, 0.5), sync_period=2),
-        ours.accumulate(ours.adam(0.1), 2),
-        ours.apply_if_finite(ours.adam(0.1), 3),
-        ours.inject(ours.adam(), lr=0.1),
-        ours.chain(ours.trace(0.5), ours.sgd(0.1, 0.3)),
-    ],
-    ids=lambda tx: type(tx).__name__,
-)
-@pytest.mark.parametrize("travels", [False, True])
-def test_wrappers_do_in_place_what_they_do_to_values(tx, travels):
-    start = torch.linspace(1, 2, 4)
-    expected = ours.unroll(lambda w: w.sin().sum(), tx, start, steps=5).params
-    param = start.clone().requires_grad_()
-    optimizer = ours.Optimizer([param], tx)
-    for _ in range(5):
-        if travels:
-            state = pickle.loads(pickle.dumps(optimizer.state_dict()))
-            optimizer = ours.Optimizer([param], tx)
-            optimizer.load_state_dict(state)
-        optimizer.zero_grad()
-        param.sin().sum().backward()
-        optimizer.step()
-
-    torch.testing.assert_close(param, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -443,75 +261,3 @@ def test_a_number_with_two_values_stays_in_the_transform():
 
 def w() -> torch.Tensor:
     return torch.ones(2, requires_grad=True)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: ours.Optimizer([w()], 0.1), TypeError, "`tx` must be a transform"),
-        (lambda: ours.Adam([w()], lr=-1.0), ValueError, r"`lr` must be at least 0, got -1\.0"),
-        (lambda: ours.Adam([w()], lr=float("nan")), ValueError, "`lr` must be at least 0, got nan"),
-        (lambda: ours.SGD([{"params": w(), "lr": -1.0}]), ValueError, "`lr` must be at least 0"),
-        (lambda: ours.SGD([w()], momentun=0.9), TypeError, "momentun"),
-        (
-            lambda: ours.SGD([torch.ones(2, dtype=torch.int64)]),
-            TypeError,
-            r"Parameter 0 of group 0 has dtype torch\.int64",
-        ),
-        (
-            lambda: ours.SGD([w()], lr=torch.tensor(0.1, requires_grad=True)),
-            ValueError,
-            "`lr` of group 0 requires grad",
-        ),
-    ],
-)
-def test_what_no_step_could_be_taken_with_is_refused(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
-def test_a_refused_group_is_not_added():
-    optimizer = ours.SGD([w()])
-    with pytest.raises(ValueError, match="`lr` must be"):
-        optimizer.add_param_group({"params": w(), "lr": -1.0})
-
-    assert len(optimizer.param_groups) == 1
-
-
-def test_a_sparse_gradient_is_refused_before_anything_moves():
-    layer, other = nn.Embedding(3, 2, sparse=True), w()
-    (layer(torch.tensor([1])).sum() + other.sum()).backward()
-    optimizer = ours.SGD([{"params": other}, {"params": layer.parameters()}], lr=0.1)
-    with pytest.raises(ValueError, match="gradient of parameter 0 of group 1 is sparse"):
-        optimizer.step()
-
-    assert other.tolist() == [1, 1]
-
-
-@pytest.mark.parametrize(
-    ("saved", "loading", "message"),
-    [
-        (ours.SGD, ours.Adam, r"has \['momentum_buffer', 'step'\], but the optimizer remembers"),
-        (torch.optim.AdamW, ours.Adam, "`decoupled_weight_decay=True`, which Adam does not do"),
-    ],
-)
-def test_the_state_of_another_kind_is_refused_and_changes_nothing(saved, loading, message):
-    module = network()
-    other = saved(module.parameters(), **({"momentum": 0.9} if saved is ours.SGD else {}))
-    train(module, other, 1)
-    optimizer = loading(module.parameters(), lr=0.5)
-    with pytest.raises(ValueError, match=message):
-        optimizer.load_state_dict(other.state_dict())
-
-    assert optimizer.param_groups[0]["lr"] == 0.5
-    assert not optimizer.state
-
-
-def test_the_state_of_other_parameters_is_refused():
-    narrow, wide = w(), torch.ones(3, requires_grad=True)
-    narrow.sum().backward()
-    optimizer = ours.Adam([narrow])
-    optimizer.step()
-    message = r"`exp_avg` of .* must have shape \(3,\), got shape \(2,\)"
-    with pytest.raises(ValueError, match=message):
-        ours.Adam([wide]).load_state_dict(optimizer.state_dict())

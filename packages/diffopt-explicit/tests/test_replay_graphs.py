@@ -6,11 +6,13 @@ from functools import cache
 
 import pytest
 import torch
-from diffopt_explicit import Replay, Store, adam, replay, sgd, unroll
+from diffopt_explicit import Compiled, Recorded, Replay, Store, adam, replay, sgd, unroll
 from diffopt_explicit._course import Course
 from diffopt_explicit._graph_bytes import graph_bytes
 from diffopt_explicit._placement import Binomial
 from diffopt_explicit._reversible import Reversible
+from diffopt_explicit._snapshots import Unchanged
+from diffopt_explicit._taken import Taken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay_problems import OPTIMIZERS, gradients
@@ -111,15 +113,20 @@ def test_of_an_unroll_whose_graphs_are_small_all_are_kept_after_the_first_was_me
     assert len(calls) == 30
 
 
-def test_large_graphs_are_kept_one_by_one(monkeypatch):
-    sizes = []
-    course = Reversible._take_course
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many graphs were decided on, in turn."""
+    found, take = [], Reversible._take_course
 
     def noting(self, steps, size):
-        sizes.append(size)
-        course(self, steps, size)
+        found.append(size)
+        take(self, steps, size)
 
     monkeypatch.setattr(Reversible, "_take_course", noting)
+    return found
+
+
+def test_large_graphs_are_kept_one_by_one(sizes):
     w, x = torch.ones(2, requires_grad=True), torch.ones(2**17, 2)
     loss = lambda w: (x @ w).sin().exp().mean()  # 1 MiB for each of at least three results
 
@@ -130,6 +137,32 @@ def test_large_graphs_are_kept_one_by_one(monkeypatch):
     assert sizes[0] == 9
     assert 1 <= sizes[1] <= 2
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+def test_what_only_the_measured_step_closes_over_has_a_gradient(sizes):
+    w, x = torch.ones(2, requires_grad=True), torch.ones(2**17, 2)
+    outside = torch.tensor(0.5, requires_grad=True)
+    loss = lambda w, first: (x @ w * (outside if first else 1)).sin().exp().mean()
+
+    def gradient(adjoint):
+        batches = [True, *[False] * 8]
+        end = unroll(loss, sgd(0.1), w, batches=batches, adjoint=adjoint).params
+        return torch.autograd.grad(end[0], [w, outside])
+
+    expected, found = gradient(Store()), gradient(Replay())
+    assert len(sizes) == 2  # its graph was not kept
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("way", "many"), [(Recorded(), True), (Compiled(backend="eager"), False)])
+def test_compiled_steps_go_back_one_by_one_if_not_all_at_once(sizes, way, many):
+    w = torch.ones(2**17, requires_grad=True)  # 1 MiB
+    options = {"steps": 40, "adjoint": Replay(), "gradient": way}
+    end = unroll(lambda w: w.sin().mean(), sgd(0.1), w, **options).params
+    (found,) = torch.autograd.grad(end[0], w)
+
+    assert (sizes[1] > 1) == many
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -299,6 +332,24 @@ def test_bytes_of_a_graph():
             return x.clone()
 
     assert graph_bytes([Keeping.apply(x)], [x]) == 24_000
+
+
+def test_what_steps_are_given_is_not_counted_as_their_graph():
+    w, x, y = torch.ones(100), torch.ones(1000, 100), torch.ones(1000, requires_grad=True)
+    taken = Taken(0, w)
+    taken.add(lambda w, batch, _: (w * 2, (batch[0] @ w).dot(batch[1]), None), (x, y))
+    # The result, the product and its loss; the 2 is no tensor of its own size.
+    assert taken.bytes == 8 * (100 + 1000 + 1 + 1)
+
+
+def test_arguments_that_were_changed_are_no_longer_those_that_are_held():
+    x, y = torch.ones(2), torch.ones(2)
+    held = Unchanged((x, "name"))
+    assert held.holds((x, "name"))
+    assert not held.holds((y, "name"))
+    assert not held.holds((x,))
+    x.add_(1)
+    assert not held.holds((x, "name"))
 
 
 def test_a_graph_that_is_gone_can_be_measured():

@@ -29,11 +29,13 @@ class Taken:
         self.first = first
         self.carry, self._leaves = with_graph(carry, like)
         self._proxies: dict[Tensor, Tensor] = {}  # by the arguments that they stand for
+        self._given: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._extras: list[Any] = []
 
     def add(self, step: Step, arguments: tuple[Tree, ...]) -> tuple[Tree, Tensor, Any]:
         """Take one more step, and return what it gives."""
+        self._given += [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         arguments = with_proxies(arguments, self._proxies)
         with torch.enable_grad():
             results = step(self.carry, arguments, True)
@@ -60,9 +62,7 @@ class Taken:
     @property
     def bytes(self) -> int:
         """What the graph keeps alive besides what the steps were given."""
-        results = tensors_in_graph(*self.results)
-        given = [t for t in tree_leaves(list(self._proxies)) if isinstance(t, Tensor)]
-        return graph_bytes(results, [*self._leaves, *given])
+        return graph_bytes(tensors_in_graph(*self.results), [*self._leaves, *self._given])
 
     def pull(
         self, cotangents: Sequence[Tensor | None], outside: list[Tensor], sums: Sums
