@@ -11,20 +11,8 @@ from torch import Tensor
 
 from diffopt_explicit._optimizer import Optimizer
 from diffopt_explicit._partition import freeze, partition
-from diffopt_explicit._recipes import (
-    adadelta,
-    adagrad,
-    adam,
-    adamax,
-    adamw,
-    amsgrad,
-    asgd,
-    nadam,
-    radam,
-    rmsprop,
-    rprop,
-    sgd,
-)
+from diffopt_explicit._recipes import adadelta, adagrad, asgd, rmsprop, rprop, sgd
+from diffopt_explicit._recipes_adam import adam, adamax, adamw, amsgrad, nadam, radam
 from diffopt_explicit._recipes_large import adafactor, muon
 from diffopt_explicit._rows import loaded, resumed, start
 from diffopt_explicit._transform import Transform, Tree

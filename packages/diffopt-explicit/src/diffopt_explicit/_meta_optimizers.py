@@ -8,20 +8,8 @@ from torch import nn
 
 from diffopt_explicit._meta_optimizer import MetaOptimizer
 from diffopt_explicit._named import Named
-from diffopt_explicit._recipes import (
-    adadelta,
-    adagrad,
-    adam,
-    adamax,
-    adamw,
-    amsgrad,
-    asgd,
-    nadam,
-    radam,
-    rmsprop,
-    rprop,
-    sgd,
-)
+from diffopt_explicit._recipes import adadelta, adagrad, asgd, rmsprop, rprop, sgd
+from diffopt_explicit._recipes_adam import adam, adamax, adamw, amsgrad, nadam, radam
 from diffopt_explicit._recipes_large import adafactor, lamb, lars, lion, muon
 
 

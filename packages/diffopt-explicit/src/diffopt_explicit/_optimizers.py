@@ -7,20 +7,8 @@ from typing import Any
 
 from diffopt_explicit._named import Named
 from diffopt_explicit._optimizer import Optimizer
-from diffopt_explicit._recipes import (
-    adadelta,
-    adagrad,
-    adam,
-    adamax,
-    adamw,
-    amsgrad,
-    asgd,
-    nadam,
-    radam,
-    rmsprop,
-    rprop,
-    sgd,
-)
+from diffopt_explicit._recipes import adadelta, adagrad, asgd, rmsprop, rprop, sgd
+from diffopt_explicit._recipes_adam import adam, adamax, adamw, amsgrad, nadam, radam
 from diffopt_explicit._recipes_large import adafactor, lamb, lars, lion, muon
 from diffopt_explicit._transform import Transform
 
