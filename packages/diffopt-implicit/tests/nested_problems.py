@@ -1,6 +1,7 @@
 """Multilevel programs with closed forms."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from diffopt_implicit import (
@@ -102,3 +103,31 @@ class Nested:
                 upper=["two", "three"],
             ),
         )
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Plain descent as a transform."""
+
+    lr: float
+
+    def init(self, params):
+        return ()
+
+    def update(self, grads, state, params=None):
+        return {key: -self.lr * g for key, g in grads.items()}, state
+
+
+@dataclass(frozen=True)
+class Momentum:
+    """Heavy-ball descent of one tensor as a transform."""
+
+    lr: float
+    decay: float = 0.9
+
+    def init(self, params):
+        return torch.zeros_like(params)
+
+    def update(self, grads, state, params=None):
+        trace = self.decay * state + grads
+        return -self.lr * trace, trace

@@ -16,7 +16,7 @@ from diffopt_implicit import (
     Problem,
     UnrolledSteps,
 )
-from test_multilevel_derivatives import Momentum
+from nested_problems import Momentum
 from torch import nn
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)

@@ -12,7 +12,7 @@ from diffopt_implicit import (
 )
 from implicit_problems import normal
 from multilevel_problems import SGD, half, pair
-from test_multilevel_derivatives import Descent
+from nested_problems import Descent
 from torch import nn
 from torch.testing import assert_close
 

@@ -11,7 +11,7 @@ from diffopt_implicit import (
     UnrolledSteps,
 )
 from multilevel_problems import SGD, pair
-from test_multilevel_derivatives import Descent, Momentum
+from nested_problems import Descent, Momentum
 from torch import nn
 from torch.testing import assert_close
 

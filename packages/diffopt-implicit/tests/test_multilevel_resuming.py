@@ -15,7 +15,7 @@ from diffopt_implicit import (
     UnrolledSteps,
 )
 from multilevel_problems import half
-from test_multilevel_derivatives import Momentum
+from nested_problems import Momentum
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -1,7 +1,6 @@
 """Levels of a multilevel program that are differentiated through their steps."""
 
 import functools
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,37 +13,9 @@ from diffopt_implicit import (
     UnrolledSteps,
 )
 from implicit_problems import normal
-from nested_problems import STILL, Bilevel, Nested, at_rest, half, name_of
+from nested_problems import STILL, Bilevel, Descent, Momentum, Nested, at_rest, half, name_of
 from torch.func import grad, hessian
 from torch.testing import assert_close
-
-
-@dataclass(frozen=True)
-class Descent:
-    """Plain descent as a transform."""
-
-    lr: float
-
-    def init(self, params):
-        return ()
-
-    def update(self, grads, state, params=None):
-        return {key: -self.lr * g for key, g in grads.items()}, state
-
-
-@dataclass(frozen=True)
-class Momentum:
-    """Heavy-ball descent of one tensor as a transform."""
-
-    lr: float
-    decay: float = 0.9
-
-    def init(self, params):
-        return torch.zeros_like(params)
-
-    def update(self, grads, state, params=None):
-        trace = self.decay * state + grads
-        return -self.lr * trace, trace
 
 
 def newton(slope_of, start, steps=60):
