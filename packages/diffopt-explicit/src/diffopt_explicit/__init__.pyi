@@ -190,6 +190,7 @@ from ._trust import scale_by_lars as scale_by_lars
 from ._trust import scale_by_trust_ratio as scale_by_trust_ratio
 from ._unroll import UnrollResult as UnrollResult
 from ._unroll import unroll as unroll
+from ._unroll_tasks import unroll_tasks as unroll_tasks
 from ._watch import Progress as Progress
 from ._watch import Report as Report
 
