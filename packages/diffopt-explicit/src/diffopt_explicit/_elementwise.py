@@ -28,18 +28,8 @@ from diffopt_explicit._transform import Transform
 
 # Of these it is known; of a transform of the caller's, or one that looks at norms, it is not.
 ELEMENTWISE: set[type] = {
-    *(
-        Chain,
-        NamedChain,
-        Identity,
-        Clip,
-        AddDecayedWeights,
-        NanToNum,
-        Ema,
-        Scale,
-        ScaleByLearningRate,
-        Trace,
-    ),
+    *(Chain, NamedChain, Identity, Clip, NanToNum, Ema, Trace),
+    *(AddDecayedWeights, Scale, ScaleByLearningRate),
     *(ScaleByAdam, ScaleByAdamax, ScaleByAMSGrad, ScaleByNAdam, ScaleByRAdam, ScaleByASGD),
     *(ScaleByLion, ScaleByRprop, ScaleByAdadelta, ScaleByAdagrad, ScaleByRMS),
 }
