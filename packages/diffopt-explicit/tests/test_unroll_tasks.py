@@ -220,6 +220,23 @@ def test_what_cannot_be_done_is_said(call, error, message):
         call(lambda *given, **options: unroll_tasks(inner, *given, steps=2, **options))
 
 
+@pytest.mark.parametrize("tx", [sgd(0.1), chain(clip_by_global_norm(1.0), sgd(0.1))])
+def test_losses_that_are_no_numbers_are_refused(tx):
+    with pytest.raises(ValueError, match=r"0-d tensor, got one of shape \(2,\)"):
+        unroll_tasks(lambda w, t: w * t, tx, torch.ones(2), torch.ones(3), steps=1)
+    with pytest.raises((TypeError, ValueError), match="Parameters must be tensors"):
+        unroll_tasks(lambda w, t: w["a"] * t, tx, {"a": 1.0}, torch.ones(3), steps=1)
+
+
+def test_compiled_losses_are_told_apart():
+    ends = []
+    for loss in (lambda w, t: (w - t).square(), lambda w, t: (w + t).square()):
+        how = {"steps": 2, "gradient": Compiled(backend="eager")}
+        ends.append(unroll_tasks(loss, sgd(0.25), tensor(0.0), torch.ones(3), **how).params)
+    assert torch.equal(ends[0], torch.full((3,), 0.75))
+    assert torch.equal(ends[1], torch.full((3,), -0.75))
+
+
 def test_no_steps_leave_each_task_at_its_start():
     result = unroll_tasks(lambda w, t: (w - t) ** 2, sgd(0.1), tensor(1.0), torch.ones(3), steps=0)
     assert torch.equal(result.params, torch.ones(3))

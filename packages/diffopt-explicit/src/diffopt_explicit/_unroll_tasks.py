@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from diffopt_explicit._compiled import code_of
 from diffopt_explicit._elementwise import is_elementwise
 from diffopt_explicit._gradient import Gradient, Recorded
 from diffopt_explicit._store import Adjoint, Store
@@ -113,7 +115,13 @@ def unroll_tasks(
 def _start(params: Tree, part: slice, apart: bool) -> Tree:
     """Where some of the tasks begin."""
     size = part.stop - part.start
-    return tree_map(lambda p: p[part] if apart else p.expand(size, *p.shape), params)
+
+    def of_part(p: Any) -> Any:
+        if not isinstance(p, Tensor):  # which `unroll` refuses
+            return p
+        return p[part] if apart else p.expand(size, *p.shape)
+
+    return tree_map(of_part, params)
 
 
 def _stacked(
@@ -126,16 +134,27 @@ def _stacked(
     options: dict[str, Any],
 ) -> UnrollResult:
     """The steps of the stack of all tasks."""
-
-    def of_all(params: Tree, given: dict[str, Tree], *batch: Tree) -> tuple[Tensor, Tensor]:
-        losses = _each(_arguments_of(loss, given["meta_params"]), params, given["tasks"], *batch)
-        return losses.sum(), losses
-
     given = {"tasks": tasks, "meta_params": meta_params}
-    result = unroll(of_all, tx, start, meta_params=given, aux=True, **many, **options)
+    result = unroll(_OfAll(loss), tx, start, meta_params=given, aux=True, **many, **options)
     assert result.aux is not None
     losses = torch.stack(result.aux, 1) if result.aux else torch.empty(_size(tasks), 0)
     return UnrollResult(result.params, result.opt_state, losses)
+
+
+@dataclass(frozen=True)
+class _OfAll:
+    """The sum of the losses of all tasks, and these."""
+
+    loss: Callable[..., Tensor]
+
+    @property
+    def __code__(self) -> Any:
+        return code_of(self.loss)  # by which graphs are told apart
+
+    def __call__(self, params: Tree, given: dict[str, Tree], *batch: Tree) -> tuple[Tensor, Tensor]:
+        loss = _arguments_of(self.loss, given["meta_params"])
+        losses = _each(loss, params, given["tasks"], *batch)
+        return losses.sum(), losses
 
 
 def _loops(
@@ -169,7 +188,17 @@ def _loops(
 def _arguments_of(loss: Callable[..., Tensor], meta_params: Tree | None) -> Callable[..., Tensor]:
     """The loss as a function of the parameters and what is the task's own."""
     shared = () if meta_params is None else (meta_params,)
-    return lambda params, *rest: loss(params, *shared, *rest)
+
+    def of_one(params: Tree, *rest: Tree) -> Tensor:
+        value = loss(params, *shared, *rest)
+        if not isinstance(value, Tensor) or value.dim():
+            got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"The loss of a task must be a 0-d tensor, got {got}. Take its mean, or its sum."
+            )
+        return value
+
+    return of_one
 
 
 def _each(function: Callable[..., Any], *trees: Tree) -> Any:
