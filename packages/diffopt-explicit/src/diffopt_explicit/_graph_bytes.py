@@ -18,21 +18,21 @@ def graph_bytes(results: Iterable[Tensor], given: Iterable[Tensor]) -> int:
 
     Args:
         results: Tensors that are part of the graph.
-        given: Tensors whose memory does not count, as it is there without the graph.
+        given: Tensors whose memory does not count, as it is there without the graph; nor does
+            what led to them.
     """
-    listed, sizes = list(results), {}
-    for tensor in [*listed, *_saved(listed)]:
+    listed, known, sizes = list(results), list(given), {}
+    for tensor in [*listed, *_saved(listed, {tensor.grad_fn for tensor in known})]:
         storage = tensor.untyped_storage()
         sizes[storage._cdata] = storage.nbytes()
-    for tensor in given:
+    for tensor in known:
         sizes.pop(tensor.untyped_storage()._cdata, None)
     return sum(sizes.values())
 
 
-def _saved(results: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The tensors that the nodes of a graph keep."""
+def _saved(results: Iterable[Tensor], seen: set[Any]) -> Iterator[Tensor]:
+    """The tensors that the nodes of a graph keep, up to some of them."""
     pending: list[Any] = [tensor.grad_fn for tensor in results]
-    seen: set[Any] = set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from diffopt_explicit._fitting import at_once
 from diffopt_explicit._outside import differentiable
 from diffopt_explicit._reversible import Reversible
 from diffopt_explicit._store import Step, Store, Unrolled
@@ -64,7 +65,9 @@ class Problem:
         """Take all steps, and return the tensors of what they give."""
         own = [t.detach().requires_grad_() if differentiable(t) else t.detach() for t in tensors]
         start, inputs = self.filled(own)
-        steps = Reversible(self.adjoint, self.step, start)
+        steps = Reversible(
+            self.adjoint, self.step, start, at_once(self.adjoint, self.step, start, inputs)
+        )
         done = steps.take(inputs)
         if steps.outside:
             raise ValueError(

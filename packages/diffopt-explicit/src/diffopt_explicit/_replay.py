@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from diffopt_explicit import _replay_func
 from diffopt_explicit._course import Course
+from diffopt_explicit._fitting import Fitting, at_once
 from diffopt_explicit._outside import differentiable
 from diffopt_explicit._placement import Binomial, Placement
 from diffopt_explicit._reversible import Reversible
-from diffopt_explicit._snapshots import Home
-from diffopt_explicit._store import Inputs, Step, Store, Unrolled, track_last
+from diffopt_explicit._snapshots import Home, take_snapshot
+from diffopt_explicit._store import Inputs, Step, Store, Unrolled, length, track_last
 from diffopt_explicit._transform import Transform, Tree
 from diffopt_explicit._trees import tree_flatten, tree_leaves, tree_unflatten
 from diffopt_explicit._uncompiled import ONE_GRAPH, never_traced
@@ -98,7 +99,7 @@ class Replay:
         >>> w = torch.tensor(1.0)
         >>> result = unroll(lambda w: w**2 / 2, sgd(lr), w, steps=3, adjoint=Replay())
         >>> result.params  # (1 - lr) ** 3
-        tensor(0.1250, grad_fn=<ReplayedBackward>)
+        tensor(0.1250, grad_fn=<...>)
         >>> torch.autograd.grad(result.params, lr)
         (tensor(-0.7500),)
 
@@ -161,13 +162,13 @@ class Replay:
                 return size
         return max(1, spare // graph_bytes)
 
-    def course(self, steps: int) -> Course:
-        """The way through an unroll and back."""
-        return Course(self.placement(steps), steps, self.graphs_at_once or 1)
+    def course(self, steps: int, size: int) -> Course:
+        """The way through an unroll and back, so many steps at once."""
+        return Course(self.placement(steps), steps, size)
 
     def advances(self, steps: int) -> int:
         """How many steps without a graph are taken, there and back; fewer if more `graphs` fit."""
-        return self.course(steps).cost().advances
+        return self.course(steps, self.graphs_at_once or 1).cost().advances
 
     def plan(self, params: Tree, tx: Transform, steps: int) -> Plan:
         """What an unroll would take, without a step of it.
@@ -186,7 +187,7 @@ class Replay:
         """  # noqa: E501
         leaves = tree_leaves((params, tx.init(params)))
         state_bytes = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        advances, states = self.course(steps).cost()
+        advances, states = self.course(steps, self.graphs_at_once or 1).cost()
         return Plan(steps, advances, states, state_bytes)
 
     def run(self, step: Step, start: Tree, inputs: Inputs, *, tracked_from: int) -> Unrolled:
@@ -199,9 +200,30 @@ class Replay:
         if tracked_from <= 0:
             if torch._C._are_functorch_transforms_active():
                 return _replay_func.run(self, step, start, inputs)
-            steps = Reversible(self, step, start)
-            return _attach(steps, steps.take(inputs))
+            return self._run(step, start, inputs)
         return track_last(self, step, start, inputs, tracked_from)
+
+    def _run(self, step: Step, start: Tree, inputs: Inputs) -> Unrolled:
+        if self.graphs_at_once is not None or length(inputs) is None:
+            return self._replayed(step, start, inputs, self.graphs_at_once or 1)
+        listed = list(inputs)
+        if self.watch is not None:  # autograd alone tells nobody how far it is
+            return self._replayed(step, start, listed, at_once(self, step, start, listed))
+        found = self._stored(step, start, listed)
+        return found if isinstance(found, Unrolled) else self._replayed(step, start, listed, found)
+
+    def _stored(self, step: Step, start: Tree, inputs: list[tuple[Tree, ...]]) -> Unrolled | int:
+        """What `Store` gives, or how many graphs fit if that is not all."""
+        fitting, before = Fitting(self, step, start), take_snapshot(0, start, self.modules)
+        done = Store().run(fitting.step, start, fitting.as_they_fit(inputs), tracked_from=0)
+        if len(done.extras) == len(inputs):
+            return done
+        before.restore(self.modules)
+        return fitting.size
+
+    def _replayed(self, step: Step, start: Tree, inputs: Inputs, size: int) -> Unrolled:
+        steps = Reversible(self, step, start, size)
+        return _attach(steps, steps.take(inputs))
 
 
 def _attach(steps: Reversible, done: Unrolled) -> Unrolled:

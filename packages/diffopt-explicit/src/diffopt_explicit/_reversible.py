@@ -41,8 +41,9 @@ UNSHELVED = 16  # the states that stay where they are, as it would cost more to 
 class Reversible:
     """Steps of an unroll, for the adjoint that is asked for."""
 
-    def __init__(self, adjoint: Replay, step: Step, start: Tree) -> None:
+    def __init__(self, adjoint: Replay, step: Step, start: Tree, size: int) -> None:
         self._adjoint, self._step, self._start = adjoint, step, start
+        self._size = size  # how many steps are differentiated at once
         self._inputs: list[Unchanged] = []
         self._arguments = {id(tensor): tensor for tensor in tensors_in_graph(start)}
         self._outside = Outside()
@@ -69,8 +70,9 @@ class Reversible:
         """Take one step for each of `inputs`; what they give has no graph."""
         self._steps = length(inputs)
         if self._steps is not None:
-            # Unless it is said how many, all graphs are kept until it is known what one takes.
-            self._take_course(self._steps, self._adjoint.graphs_at_once or self._steps)
+            self._course = course = self._adjoint.course(self._steps, self._size)
+            if course.turn and self._adjoint.verify == "last":
+                self._verified = course.turn - 1  # the last step that is taken again
         online, carry, losses, extras = Online(), detach(self._start), Losses(), []
         for index, arguments in enumerate(inputs):
             began = perf_counter()
@@ -97,12 +99,6 @@ class Reversible:
         self._end(carry)
         return Unrolled(carry, losses.stack(), extras)
 
-    def _take_course(self, steps: int, size: int) -> None:
-        """Decide how to go back."""
-        self._course = course = Course(self._adjoint.placement(steps), steps, size)
-        # The last step that is taken again.
-        self._verified = course.turn - 1 if course.turn and self._adjoint.verify == "last" else None
-
     def _first_time(self, index: int, carry: Tree) -> tuple[Tree, Tensor, Any]:
         """Take a step on the way there, where tensors from outside are looked for."""
         if self._course is not None and index >= self._course.turn:
@@ -113,37 +109,23 @@ class Reversible:
         return detach(done)
 
     def _keep_graph(self, index: int, course: Course, carry: Tree) -> tuple[Tree, Tensor, Any]:
-        """Take a step that is not taken again, unless its graph turns out to be too large."""
+        """Take a step that is not taken again."""
         self._last = taken = self._last or self._begun(index, carry)
         after, loss, extra = taken.add(self._step, self._inputs[index].load())
-        if index == 0 and self._adjoint.graphs_at_once is None:
-            size = self._fitting(taken, course.steps)
-            if size < course.steps:
-                self._last = None
-                self._take_course(course.steps, size)
-        if self._last is None or index + 1 == course.steps:
+        if index + 1 == course.steps:
             self._outside.find(taken.results, set(map(id, taken.own)))
-            after = detach(after)  # which the next step does not go on from, if there is one
+            after = detach(after)  # of the others, the next step goes on
         return after, loss.detach(), detach(extra)
 
     def _begun(self, index: int, carry: Tree) -> Taken:
         # What the run began with needs a gradient only where it is part of a graph.
         return Taken(index, carry, None if index else self._start)
 
-    def _fitting(self, taken: Taken, steps: int) -> int:
-        """How many steps' graphs to keep at once, where one takes as much as this one's."""
-        if steps == 1:
-            return steps
-        state = sum(leaf.nbytes for leaf in tree_leaves(self._start) if isinstance(leaf, Tensor))
-        size = self._adjoint.graphs_that_fit(steps, taken.bytes, state)
-        # Compiled steps go back faster without a graph, but for those that are not taken again.
-        return 1 if size < steps and isinstance(self._step, CompiledStep) else size
-
     def _end(self, carry: Tree) -> None:
         """Note what could not be known before the last step."""
         if self._steps is None:
             self._steps = len(self._inputs)
-            self._course = self._adjoint.course(self._steps)
+            self._course = self._adjoint.course(self._steps, self._size)
             if self._adjoint.verify == "last":
                 self._verified = self._steps - 1
                 self._fingerprints[self._verified] = fingerprint(carry)

@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_explicit._graph_bytes import graph_bytes
-from diffopt_explicit._outside import differentiable_leaves, tensors_in_graph
+from diffopt_explicit._outside import differentiable_leaves
 from diffopt_explicit._pull import Sums, gradients_of, with_graph, with_proxies
 from diffopt_explicit._store import Step
 from diffopt_explicit._transform import Tree
-from diffopt_explicit._trees import tree_leaves
 
 
 class Taken:
@@ -29,13 +27,11 @@ class Taken:
         self.first = first
         self.carry, self._leaves = with_graph(carry, like)
         self._proxies: dict[Tensor, Tensor] = {}  # by the arguments that they stand for
-        self._given: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._extras: list[Any] = []
 
     def add(self, step: Step, arguments: tuple[Tree, ...]) -> tuple[Tree, Tensor, Any]:
         """Take one more step, and return what it gives."""
-        self._given += [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
         arguments = with_proxies(arguments, self._proxies)
         with torch.enable_grad():
             results = step(self.carry, arguments, True)
@@ -58,11 +54,6 @@ class Taken:
     def counts(self) -> tuple[int, int]:
         """How many tensors the carry and the extras have that can have gradients."""
         return len(differentiable_leaves(self.carry)), len(differentiable_leaves(self._extras))
-
-    @property
-    def bytes(self) -> int:
-        """What the graph keeps alive besides what the steps were given."""
-        return graph_bytes(tensors_in_graph(*self.results), [*self._leaves, *self._given])
 
     def pull(
         self, cotangents: Sequence[Tensor | None], outside: list[Tensor], sums: Sums
