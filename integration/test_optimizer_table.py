@@ -6,7 +6,7 @@ from pathlib import Path
 import diffopt_explicit
 import pytest
 import torch
-from diffopt_explicit import _fused, _recipes, _recipes_large
+from diffopt_explicit import _fused, _recipes, _recipes_adam, _recipes_large
 from diffopt_explicit._chain import Chain
 
 README = Path(__file__).parents[1] / "packages" / "diffopt-explicit" / "README.md"
@@ -14,7 +14,7 @@ ROWS = dict(re.findall(r"^\| `(\w+)` \|.*\| (\w+) \|$", README.read_text(), re.M
 
 
 def test_every_recipe_has_a_row():
-    modules = (_recipes, _recipes_large)
+    modules = (_recipes, _recipes_adam, _recipes_large)
     recipes = {
         name
         for module in modules
