@@ -2,8 +2,9 @@
 
 A MAML step of the perceptron 784-256-128-64-5, Adam inside, on one thread: the least CPU time of
 interleaved turns. Recorded gradients, and compiled steps of which no graph is kept either way.
-What a replayed step takes more is a step without a graph, which is timed beside: all steps so,
-under `torch.no_grad()`. What `Replay` saves is in bench_memory.py.
+Of so small a batch `Replay` keeps all graphs of a short unroll, and is `Store` then. What a
+replayed step takes more is a step without a graph, which is timed beside: all steps so, under
+`torch.no_grad()`. What `Replay` saves is in bench_memory.py.
 
     nox -s bench, or python benchmarks/bench_replay.py [--quick] [--json FILE]
 """
