@@ -4,9 +4,9 @@ The claim: no wheel takes more than 50 ms to import once torch is there. Each fi
 median over fresh processes; that of an import is what comes on top of `import torch` (of nothing,
 for pytree-core). `diffopt_explicit`, `diffopt_implicit`, `diffopt_zeroorder` and `diffopt_dist`
 import their parts when these are first used: that time is in the first meta-gradient, of a learning
-rate through three Adam steps, from the start of the process, with that of torch. With ``--install`` all wheels are
-built from this checkout too, which takes minutes where there is a CUDA compiler, and installed into
-a fresh environment, with torch and what else they need.
+rate through three Adam steps, from the start of the process, with that of torch. With ``--install``
+all wheels are built from this checkout too, which takes minutes where there is a CUDA compiler, and
+installed into a fresh environment, with torch and what else they need.
 
     nox -s bench, or python benchmarks/bench_cold_start.py [--quick] [--install] [--json FILE]
 """
