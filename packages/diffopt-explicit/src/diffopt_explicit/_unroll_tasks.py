@@ -67,10 +67,9 @@ def unroll_tasks(
         adjoint: As in `unroll`; not `Forward()` with an optimizer that needs whole loops.
         gradient: `Recorded()`, `Recomputed()` or `Compiled()`, as in `unroll`.
         first_order: Take the inner gradients as constants, as in `unroll`.
-        chunk_size: How many tasks to do at once, all by default. Fewer need less memory at a
-            time, and of wide layers are faster, as they stay in the processor's caches. Graphs
-            are kept of all of them until they are differentiated: for less, use `Replay`, or
-            differentiate the loss of a few tasks at a time.
+        chunk_size: How many tasks to do at once, all by default; fewer need less memory at a
+            time, and take longer. Graphs are kept of all of them until they are differentiated:
+            for less, use `Replay`, or differentiate the loss of a few tasks at a time.
 
     Returns:
         Final parameters and state with a first dimension of the tasks, but for what counts steps,
