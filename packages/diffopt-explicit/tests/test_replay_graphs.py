@@ -152,6 +152,23 @@ def test_what_only_the_measured_step_closes_over_has_a_gradient(sizes):
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
 
 
+def test_random_numbers_and_buffers_are_as_if_no_step_had_been_measured(sizes):
+    def gradient(adjoint_of):
+        torch.manual_seed(4)
+        norm = nn.BatchNorm1d(2).double()
+        w, x = torch.ones(2, requires_grad=True), torch.randn(2**16, 2)
+        loss = lambda w: nn.functional.dropout(norm(x) @ w, 0.5).sin().square().mean()
+        result = unroll(loss, sgd(0.1), w, steps=9, adjoint=adjoint_of(norm))
+        after = torch.rand(2)
+        (found,) = torch.autograd.grad(result.params.square().sum(), w)
+        return found, norm.running_mean.clone(), norm.num_batches_tracked.clone(), after
+
+    expected = gradient(lambda _: Store())
+    found = gradient(lambda norm: Replay(modules=(norm,), verify="always"))
+    assert sizes[0] < 9  # the first step was taken once more
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(("way", "many"), [(Recorded(), True), (Compiled(backend="eager"), False)])
 def test_compiled_steps_go_back_one_by_one_if_not_all_at_once(sizes, way, many):
     w = torch.ones(2**17, requires_grad=True)  # 1 MiB
