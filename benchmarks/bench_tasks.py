@@ -104,7 +104,7 @@ def by_small_stacks(module: nn.Module, tasks: Task) -> tuple[Tensor, ...]:
         some = Task(*(part[first : first + FEW] for part in tasks))
         loss = of_stack(module, params, some) * FEW / TASKS
         gradients.append(torch.autograd.grad(loss, list(params.values())))
-    return tuple(map(sum, zip(*gradients, strict=True)))
+    return tuple(torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
 
 
 def by_compiled_stack(backend: str) -> MetaGradient:
