@@ -6,10 +6,8 @@ from functools import cache
 
 import pytest
 import torch
-from diffopt_explicit import Compiled, Recorded, Replay, Store, adam, replay, sgd, unroll
+from diffopt_explicit import Replay, Store, adam, replay, sgd, unroll
 from diffopt_explicit._course import Course
-from diffopt_explicit._fitting import Fitting, at_once
-from diffopt_explicit._graph_bytes import graph_bytes
 from diffopt_explicit._placement import Binomial
 from diffopt_explicit._snapshots import Unchanged
 from hypothesis import given, settings
@@ -17,8 +15,6 @@ from hypothesis import strategies as st
 from replay_problems import OPTIMIZERS, gradients
 from torch import nn, tensor
 from torch.func import grad, vmap
-
-MIB = 2**20
 
 
 @pytest.fixture(autouse=True)
@@ -97,118 +93,6 @@ def test_stretches_are_reversed_as_steps_are(slots, size):
         one_by_one = Course(Binomial(slots), stretches).cost()
         at_once = Course(Binomial(slots), stretches * size, size).cost()
         assert at_once == (one_by_one.advances * size, one_by_one.states)
-
-
-def test_of_an_unroll_whose_graphs_are_small_all_are_kept_after_the_first_was_measured():
-    calls = []
-
-    def loss(w):
-        calls.append(None)
-        return w.sin().sum()
-
-    w = torch.ones(1000, requires_grad=True)
-    unroll(loss, adam(0.1), w, steps=30, adjoint=Replay()).params.sum().backward()
-
-    assert len(calls) == 30
-
-
-@pytest.fixture
-def sizes(monkeypatch):
-    """How many graphs were decided on, in turn."""
-    found, fit = [], Fitting._fit
-
-    def noting(self, steps):
-        fit(self, steps)
-        found.append(self.size)
-
-    monkeypatch.setattr(Fitting, "_fit", noting)
-    return found
-
-
-def test_large_graphs_are_kept_one_by_one(sizes):
-    w, x = torch.ones(2, requires_grad=True), torch.ones(2**17, 2)
-    loss = lambda w: (x @ w).sin().exp().mean()  # 1 MiB for each of at least three results
-
-    def gradient(adjoint):
-        return torch.autograd.grad(unroll(loss, sgd(0.1), w, steps=9, adjoint=adjoint).params[0], w)
-
-    expected, found = gradient(Store()), gradient(Replay())
-    assert 1 <= sizes[0] <= 2
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
-
-
-def test_what_only_the_measured_step_closes_over_has_a_gradient(sizes):
-    w, x = torch.ones(2, requires_grad=True), torch.ones(2**17, 2)
-    outside = torch.tensor(0.5, requires_grad=True)
-    loss = lambda w, first: (x @ w * (outside if first else 1)).sin().exp().mean()
-
-    def gradient(adjoint):
-        batches = [True, *[False] * 8]
-        end = unroll(loss, sgd(0.1), w, batches=batches, adjoint=adjoint).params
-        return torch.autograd.grad(end[0], [w, outside])
-
-    expected, found = gradient(Store()), gradient(Replay())
-    assert sizes[0] < 9  # its graph was not kept
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
-
-
-def test_random_numbers_and_buffers_are_as_if_no_step_had_been_measured(sizes):
-    def gradient(adjoint_of):
-        torch.manual_seed(4)
-        norm = nn.BatchNorm1d(2).double()
-        w, x = torch.ones(2, requires_grad=True), torch.randn(2**16, 2)
-        loss = lambda w: nn.functional.dropout(norm(x) @ w, 0.5).sin().square().mean()
-        result = unroll(loss, sgd(0.1), w, steps=9, adjoint=adjoint_of(norm))
-        after = torch.rand(2)
-        (found,) = torch.autograd.grad(result.params.square().sum(), w)
-        return found, norm.running_mean.clone(), norm.num_batches_tracked.clone(), after
-
-    expected = gradient(lambda _: Store())
-    found = gradient(lambda norm: Replay(modules=(norm,), verify="always"))
-    assert sizes[0] < 9  # the first step was taken once more
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize(("way", "many"), [(Recorded(), True), (Compiled(backend="eager"), False)])
-def test_compiled_steps_go_back_one_by_one_if_not_all_at_once(sizes, way, many):
-    w = torch.ones(2**17, requires_grad=True)  # 1 MiB
-    options = {"steps": 40, "adjoint": Replay(), "gradient": way}
-    end = unroll(lambda w: w.sin().mean(), sgd(0.1), w, **options).params
-    (found,) = torch.autograd.grad(end[0], w)
-
-    assert (sizes[0] > 1) == many
-    assert found.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("steps", "graph", "state", "expected"),
-    [
-        (20, 4 * MIB, 3 * MIB, 20),  # less than twice the 48 MiB of states
-        (20, 6 * MIB, 3 * MIB, 7),  # and 2 states: 48 MiB, where 60 fit
-        (50, 3 * MIB, 3 * MIB, 17),  # and 2 states: 57 MiB, where 60 fit
-        (9, 100 * MIB, 3 * MIB, 1),
-        (9, 4 * MIB, 1, 2),  # 8 MiB in any case
-        (10_000, 15 * MIB, 12 * MIB, 145),  # and 68 states: 2,991 MiB, where 3,000 fit
-        (10, 0, 10, 10),
-    ],
-)
-def test_so_many_graphs_fit(steps, graph, state, expected):
-    adjoint = Replay()
-    assert adjoint.graphs_that_fit(steps, graph, state) == expected
-    course = Course(adjoint.placement(steps), steps, expected)
-    besides = max(adjoint.slots(steps) * state // 4, 8 * MIB)
-    if 1 < expected < steps:
-        states = max(0, course.cost().states - 1)  # without the first, which the caller has
-        assert expected * graph + states * state <= adjoint.slots(steps) * state + besides
-
-
-def test_who_says_what_to_keep_gets_no_more():
-    assert Replay().graphs_at_once is None
-    assert Replay(snapshots=40).graphs_at_once == 1
-    assert Replay(offload="cpu").graphs_at_once == 1
-    assert Replay(snapshots=40, graphs=7).graphs_at_once == 7
-    with pytest.raises(ValueError, match="`graphs` must be at least 1, got 0"):
-        Replay(graphs=0)
 
 
 @pytest.mark.parametrize("graphs", [2, 3])
@@ -327,52 +211,6 @@ def test_graphs_are_let_go_on_the_way_back():
     assert math.isfinite(end.sum())
 
 
-def test_bytes_of_a_graph():
-    x = torch.ones(1000, requires_grad=True)
-    with_exp = x.exp()  # saves its result
-    assert graph_bytes([with_exp], [x]) == 8000
-    assert graph_bytes([x.sin()], []) == 16_000  # its argument besides
-    assert graph_bytes([x.sin()], [x]) == 8000
-    assert graph_bytes([(x * 2).sum()], [x]) == 16  # the 2, and the result
-    both = with_exp[:500] * with_exp[500:]  # views of one storage
-    assert graph_bytes([both], [x]) == 8000 + 4000
-    stacked = torch.stack([x.sin(), x.cos()])
-    assert graph_bytes([stacked], [x]) == 16_000
-
-    class Keeping(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x.clone())
-            ctx.kept = x.clone(), "name"
-            return x.clone()
-
-    assert graph_bytes([Keeping.apply(x)], [x]) == 24_000
-
-
-def test_what_steps_are_given_is_not_counted_as_their_graph(monkeypatch):
-    told = []
-    monkeypatch.setattr(Replay, "graphs_that_fit", lambda self, *sizes: told.append(sizes) or 1)
-    raw = torch.ones(100, requires_grad=True)
-    w, x, y = raw.sin(), torch.ones(1000, 100), torch.ones(1000, requires_grad=True)
-    step = lambda w, batch, _: (w * 2, (batch[0] @ w).dot(batch[1]), None)
-    at_once(Replay(), step, w, [(x, y)] * 3)
-    # The result, the product and its loss, and the 2; but neither the batch nor what led to `w`.
-    assert told == [(3, 8 * (100 + 1000 + 1 + 1), 8 * 100)]
-
-
-def test_whoever_watches_is_told_of_graphs_that_are_all_kept():
-    told, calls = [], []
-
-    def loss(w):
-        calls.append(None)
-        return w.sin()
-
-    w = tensor(1.0, requires_grad=True)
-    unroll(loss, sgd(0.3), w, steps=4, adjoint=Replay(watch=told.append)).params.backward()
-    assert [progress.step for progress in told] == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert len(calls) == 1 + 4  # the first is taken to be measured
-
-
 def test_arguments_that_were_changed_are_no_longer_those_that_are_held():
     x, y = torch.ones(2), torch.ones(2)
     held = Unchanged((x, "name"))
@@ -381,11 +219,3 @@ def test_arguments_that_were_changed_are_no_longer_those_that_are_held():
     assert not held.holds((x,))
     x.add_(1)
     assert not held.holds((x, "name"))
-
-
-def test_a_graph_that_is_gone_can_be_measured():
-    x = torch.ones(1000, requires_grad=True)
-    y = x.sin()
-    z = y.exp()
-    y.sum().backward()
-    assert graph_bytes([z], [x]) == 8000
