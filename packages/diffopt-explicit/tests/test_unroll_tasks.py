@@ -19,6 +19,7 @@ from diffopt_explicit import (
     unroll_tasks,
 )
 from diffopt_explicit._elementwise import is_elementwise
+from diffopt_explicit._unroll_tasks import _OfAll
 from torch import nn, tensor
 from torch.func import functional_call
 
@@ -235,6 +236,7 @@ def test_compiled_losses_are_told_apart():
         ends.append(unroll_tasks(loss, sgd(0.25), tensor(0.0), torch.ones(3), **how).params)
     assert torch.equal(ends[0], torch.full((3,), 0.75))
     assert torch.equal(ends[1], torch.full((3,), -0.75))
+    assert _OfAll(loss).__code__ is loss.__code__  # by which graphs are kept apart
 
 
 def test_no_steps_leave_each_task_at_its_start():
