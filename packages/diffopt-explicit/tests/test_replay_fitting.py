@@ -182,6 +182,21 @@ def test_whoever_watches_is_told_of_graphs_that_are_all_kept():
     assert len(calls) == 1 + 4  # the first is taken to be measured
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CS")
+@pytest.mark.parametrize("layout", ["sparse", "sparse_csr", "sparse_csc"])
+def test_steps_with_sparse_tensors_are_measured_too(layout):
+    x = getattr(torch.eye(5), f"to_{layout}")()
+
+    def gradient(adjoint):
+        w = torch.arange(5.0).view(5, 1).requires_grad_()
+        loss = lambda w: (x @ w).sin().sum()
+        end = unroll(loss, sgd(0.1), w, steps=3, adjoint=adjoint).params
+        return torch.autograd.grad(end.sum(), w)
+
+    torch.testing.assert_close(gradient(Replay()), gradient(Store()), rtol=0, atol=0)
+    assert graph_bytes([], [x]) == 0
+
+
 def test_a_graph_that_is_gone_can_be_measured():
     x = torch.ones(1000, requires_grad=True)
     y = x.sin()

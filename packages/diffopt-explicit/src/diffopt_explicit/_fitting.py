@@ -59,9 +59,10 @@ class Fitting:
         results, arguments = self._last
         start = [leaf for leaf in tree_leaves(self._start) if isinstance(leaf, Tensor)]
         given = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        state = sum(leaf.nbytes for leaf in start)
         graph = graph_bytes(tensors_in_graph(results), [*start, *given])
-        size = self._adjoint.graphs_that_fit(steps, graph, state)
+        size = self._adjoint.graphs_that_fit(
+            steps, graph, sum(t.numel() * t.element_size() for t in start)
+        )
         # Compiled steps go back faster without a graph, if they are taken again.
         thrifty = size < steps and isinstance(self._step, CompiledStep)
         self.size = 1 if thrifty else size

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -23,11 +24,24 @@ def graph_bytes(results: Iterable[Tensor], given: Iterable[Tensor]) -> int:
     """
     listed, known, sizes = list(results), list(given), {}
     for tensor in [*listed, *_saved(listed, {tensor.grad_fn for tensor in known})]:
-        storage = tensor.untyped_storage()
-        sizes[storage._cdata] = storage.nbytes()
+        sizes |= _pieces(tensor)
     for tensor in known:
-        sizes.pop(tensor.untyped_storage()._cdata, None)
+        for key in _pieces(tensor):
+            sizes.pop(key, None)
     return sum(sizes.values())
+
+
+def _pieces(tensor: Tensor) -> dict[int, int]:
+    """The pieces of memory that a tensor lies in, and their bytes."""
+    if tensor.layout is torch.sparse_coo:
+        return _pieces(tensor._indices()) | _pieces(tensor._values())
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return _pieces(tensor.crow_indices()) | _pieces(tensor.values())
+    try:
+        storage = tensor.untyped_storage()
+        return {storage._cdata: storage.nbytes()}
+    except RuntimeError:  # of a kind that hides where it lies
+        return {id(tensor): tensor.numel() * tensor.element_size()}
 
 
 def _saved(results: Iterable[Tensor], seen: set[Any]) -> Iterator[Tensor]:
