@@ -126,7 +126,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     sources = [p for name in NATIVE for p in (ROOT / "packages" / name).glob("src/**/*")]
-    native = [str(p) for p in sources if p.suffix in {".cpp", ".hpp", ".cu"}]
+    native = [str(p) for p in sources if p.suffix in {".cpp", ".hpp", ".cu", ".cuh"}]
     session.run("clang-format", "--dry-run", "--Werror", *native)
     session.run("codespell")
     session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffopt_explicit._gradient import Recorded, by_transform, transformed, with_nothing
+from diffopt_explicit._inductor import inductor
 from diffopt_explicit._node import Pulled, Work, compute
 from diffopt_explicit._outside import Outside, differentiable_leaves
 from diffopt_explicit._recomputed import Whole
@@ -142,17 +143,18 @@ def graphs_of(code: Any, dynamic: bool | None, backend: Any) -> Graphs:
     """Those for functions of this code; one graph each for all `counts` that a function has."""
     patch: Any = torch.compiler.config.patch  # pyright: ignore[reportAttributeAccessIssue]
     counts = patch(dynamic_sources=r"L\['function'\]\.counts")
-    options = {"dynamic": dynamic, "backend": backend}
-    return Graphs(*(counts(one_graph(function, **options)) for function in (_call, _pull)))
+    call, pull = (one_graph(f, dynamic=dynamic, backend=backend) for f in (_call, _pull))
+    return Graphs(counts(call), counts(pull))
 
 
-def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
+def one_graph(function: Any, *, dynamic: bool | None, backend: Any) -> Callable[..., Any]:
     """The function compiled into one graph, apart from what was compiled of it before.
 
     Dynamo keeps what it has compiled by code, and only so much for each: hence a copy.
     """
-    code = function.__code__.replace()
-    return torch.compile(FunctionType(code, function.__globals__), fullgraph=True, **options)
+    copy = FunctionType(function.__code__.replace(), function.__globals__)
+    backend = inductor if backend == "inductor" else backend
+    return torch.compile(copy, fullgraph=True, dynamic=dynamic, backend=backend)
 
 
 def code_of(loss: Any) -> Any:

@@ -66,8 +66,8 @@ def compile_meta_step(
     """
     if max_steps < 0:
         raise ValueError(f"`max_steps` must be a number of steps, got {max_steps}.")
-    options = {"dynamic": dynamic, "backend": backend}
-    return _MetaStep(loss, max_steps, one_graph(value_and_gradient, **options), Compiled(**options))
+    whole = one_graph(value_and_gradient, dynamic=dynamic, backend=backend)
+    return _MetaStep(loss, max_steps, whole, Compiled(dynamic, backend))
 
 
 class _MetaStep:

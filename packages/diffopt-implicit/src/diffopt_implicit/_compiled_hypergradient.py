@@ -17,6 +17,7 @@ from torch._functorch import config
 from diffopt_implicit._arguments import without_graph
 from diffopt_implicit._hypergradient import DEFAULT, HypergradientInfo, estimated
 from diffopt_implicit._hypergradient_method import HypergradientMethod
+from diffopt_implicit._inductor import inductor
 from diffopt_implicit._inner_problem import InnerProblem, Loss, Products
 from diffopt_implicit._kept_graph import fresh, pulled, symmetric
 from diffopt_implicit._linear_system import Tree
@@ -127,9 +128,8 @@ def compile_hypergradient(
         tensor(-2.6667)
     """
     register_with_dynamo()
-    options = {"dynamic": dynamic, "backend": backend}
     functions = (inner_slope, both_slopes, mixed_product)
-    graphs = Graphs(*(one_graph(function, **options) for function in functions))
+    graphs = Graphs(*(one_graph(f, dynamic=dynamic, backend=backend) for f in functions))
     return CompiledHypergradient(inner_loss, outer_loss, method, graphs)
 
 
@@ -158,14 +158,12 @@ class Graphs(NamedTuple):
     mixed: Callable[..., Tensors]
 
 
-def one_graph(function: Any, **options: Any) -> Callable[..., Any]:
+def one_graph(function: Any, *, dynamic: bool | None, backend: Any) -> Callable[..., Any]:
     """Compile a function into one graph, apart from what else was compiled of it."""
     # Dynamo keeps what it has compiled by code, and only so much for each: hence a copy.
     copy = FunctionType(function.__code__.replace(), function.__globals__)
-    # A sum with a matrix product as one call of `addmm`, which inductor makes of it, first copies
-    # what is added: on the CPU slower than to add it within the next pass.
-    apart: Any = {"pattern_matcher": False} if options["backend"] == "inductor" else None
-    return torch.compile(copy, fullgraph=True, options=apart, **options)
+    backend = inductor if backend == "inductor" else backend
+    return torch.compile(copy, fullgraph=True, dynamic=dynamic, backend=backend)
 
 
 def inner_slope(loss: Loss, params: Tree, hparams: Tree) -> Tensors:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffopt_kernels import _composed, _launch, _native
 from diffopt_kernels._explain import ambient_obstacle, locate, look
+from diffopt_kernels._inputs import constant_outputs, in_columns, merged, merged_needs
 from diffopt_kernels._launch import in_one_order
 from diffopt_kernels._native import Found
 from diffopt_kernels._rule import Call, Rule
@@ -130,7 +131,7 @@ class _FusedStep(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*_read(told[0], tensors))
         needed = ctx.needs_input_grad[2:]
-        if not all(needed) and (constant := _constant(told[0], told[2], needed)):
+        if not all(needed) and (constant := constant_outputs(told[0], told[2], needed)):
             ctx.mark_non_differentiable(*[outputs[k] for k in constant])
         return outputs
 
@@ -204,11 +205,11 @@ def _backward(
     cotangents: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    numbers, arrays = _merged(known, tensors)
+    numbers, arrays = merged(known, tensors)
     learned = tensors[: len(tensors) - len(arrays)]
     found = None
     if not torch.is_grad_enabled():
-        columns = (*_columns(arrays, len(sizes)), *_columns(cotangents, len(sizes)))
+        columns = (*in_columns(arrays, len(sizes)), *in_columns(cotangents, len(sizes)))
         found = look(columns, learned, len(columns) - 1 - call.depth)
     # Hooks on saved tensors and on gradients may have put anything in their places.
     given = tuple(found.sizes if found else [x.numel() for x in arrays])
@@ -216,7 +217,7 @@ def _backward(
         raise RuntimeError("A hook on saved tensors gave back a tensor of another size.")
     if found is None:
         inputs = (*numbers, *arrays)
-        of_numbers, of_arrays = _merged_needs(call, known, needed)
+        of_numbers, of_arrays = merged_needs(call, known, needed)
         results = _composed.vjp(call, inputs, cotangents, (*of_numbers, *of_arrays))
         return [r for r, x in zip(results, inputs, strict=True) if isinstance(x, Tensor)]
     return _vjp(call, numbers, arrays, cotangents, needed, found)
@@ -260,51 +261,9 @@ def _vjp(
     return [*of_learned, *outputs]
 
 
-def _columns(flat: Sequence[Any], count: int) -> list[Sequence[Any]]:
-    return [flat[k : k + count] for k in range(0, len(flat), count)]
-
-
 def _located(flat: Sequence[Any], count: int, complete: int | None = None) -> Found:
     """Return where these columns lie, of tensors that have been found before."""
-    columns = tuple(_columns(flat, count))
+    columns = tuple(in_columns(flat, count))
     found = locate(columns, len(columns) if complete is None else complete)
     assert found is not None
     return found
-
-
-def _merged(known: Sequence[Any], flat: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Return what stands for each hyperparameter, from `flat` where it is None, and the rest."""
-    missing = known.count(None)
-    if not missing:
-        return known, flat
-    head = iter(flat)
-    return [next(head) if x is None else x for x in known], flat[missing:]
-
-
-def _merged_needs(call: Call, known: Sequence[Any], needed: Sequence[bool]) -> tuple[Any, Any]:
-    """Return the same of whether a derivative is needed."""
-    if call.plain:
-        return (False,) * len(known), needed
-    of_numbers, of_arrays = _merged([None if x is None else False for x in known], needed)
-    return tuple(of_numbers), of_arrays
-
-
-def _constant(call: Call, known: Sequence[Any], needed: tuple[bool, ...]) -> list[int]:
-    """Return the places of outputs that no input that requires grad enters."""
-    count = len(call.steps)
-    of_numbers, of_arrays = _merged_needs(call, known, needed)
-    constant = []
-    for i, (step, *row) in enumerate(zip(call.steps, *_columns(of_arrays, count), strict=True)):
-        one = call._replace(steps=(1 if step == 1 else 2,), maximize=False, plain=False)
-        constant += [k * count + i for k in _constant_of_one(one, of_numbers, tuple(row))]
-    return constant
-
-
-@functools.cache
-def _constant_of_one(call: Call, numbers: tuple[bool, ...], row: tuple[bool, ...]) -> list[int]:
-    # The composed formula is asked: it is the only place that says what enters where.
-    half = torch.full((), 0.5, dtype=torch.float64, device="cpu")
-    inputs = tuple(half.clone().requires_grad_(need) for need in (*numbers, *row))
-    # The user's hooks on saved tensors have no business here.
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-        return [k for k, t in enumerate(_composed.step(call, inputs)) if not t.requires_grad]

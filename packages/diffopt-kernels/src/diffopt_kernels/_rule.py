@@ -15,7 +15,7 @@ from diffopt_kernels import _native
 class Rule:
     """One optimizer's step, but for maximization and weight decay, which are applied around it.
 
-    Its native half is the struct of this name in rules.hpp.
+    Its native half is the struct of this name in src/kernels/rules.
     """
 
     name: str
