@@ -255,4 +255,6 @@ def bench(session: nox.Session) -> None:
     session.run("python", *audit)
     page = home / "page" if quick else ROOT / "results" / "benchmarks"
     session.run("python", "docs/benchmark_report.py", str(home / "results"), str(page))
+    if not quick:
+        session.run("python", "docs/figures.py")
     session.log(f"The page: {page / 'benchmarks.md'}")

@@ -24,6 +24,7 @@ from diffopt_implicit import (
 )
 from pytree_core import tree_map
 
+QUASI = [LBFGS, BFGS, NonlinearCG]
 SEARCHES = [
     ZoomLineSearch(),
     HagerZhangLineSearch(),
