@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffopt_explicit import Compiled, Recorded, Replay, Store, adam, sgd, unroll
 from diffopt_explicit._course import Course
-from diffopt_explicit._fitting import Fitting, at_once
+from diffopt_explicit._fitting import Fitting, at_once, most_data
 from diffopt_explicit._graph_bytes import graph_bytes
 from torch import nn, tensor
 
@@ -37,8 +37,8 @@ def sizes(monkeypatch):
     """How many graphs were decided on, in turn."""
     found, fit = [], Fitting._fit
 
-    def noting(self, steps):
-        fit(self, steps)
+    def noting(self, inputs):
+        fit(self, inputs)
         found.append(self.size)
 
     monkeypatch.setattr(Fitting, "_fit", noting)
@@ -103,6 +103,26 @@ def test_compiled_steps_go_back_one_by_one_if_not_all_at_once(sizes, way, many):
 
     assert (sizes[0] > 1) == many
     assert found.isfinite().all()
+
+
+def test_later_steps_of_more_data_count_as_larger(sizes):
+    w, small, large = torch.ones(2, requires_grad=True), torch.ones(8, 2), torch.ones(2**17, 2)
+    loss = lambda w, x: (x @ w).sin().exp().mean()
+    for batches in ([small] * 9, [small, *[large] * 8], [small] * 8 + [large], [large] * 9):
+        unroll(loss, sgd(0.1), w, batches=batches, adjoint=Replay())
+
+    assert sizes[0] == 9
+    assert sizes[3] in (1, 2)
+    assert sizes[1:3] == [sizes[3]] * 2
+
+
+def test_most_data():
+    a, b, c = torch.ones(2), torch.ones(4), torch.ones(6)
+    assert most_data([(a, c), (a, c)]) == 1
+    assert most_data([(a, c), (b, c)]) == 2  # without what both get
+    assert most_data([(b, c), (a, c), (torch.ones(12), c)]) == 3
+    assert most_data([(b, None), (a, 1.0)]) == 1
+    assert most_data([(c,), (c, a)]) == a.numel() * 8  # there was nothing in its place
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ class Fitting:
         """What the steps get: that of the first, and of all others if their graphs fit, too."""
         yield from inputs[:1]
         if len(inputs) > 1:
-            self._fit(len(inputs))
+            self._fit(inputs)
         if self.size >= len(inputs):
             yield from inputs[1:]
 
@@ -50,22 +51,47 @@ class Fitting:
         """How many fit, by a first step that is taken for this alone."""
         if len(inputs) > 1:
             self.step(self._start, inputs[0], True)
-            self._fit(len(inputs))
+            self._fit(inputs)
         return self.size
 
-    def _fit(self, steps: int) -> None:
-        """Find out how many steps' graphs fit, where all take as much as the last one's."""
+    def _fit(self, inputs: list[tuple[Tree, ...]]) -> None:
+        """Find out how many steps' graphs fit, where that of the first was the last one taken."""
         assert self._last is not None
         results, arguments = self._last
-        start = [leaf for leaf in tree_leaves(self._start) if isinstance(leaf, Tensor)]
-        given = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        graph = graph_bytes(tensors_in_graph(results), [*start, *given])
-        size = self._adjoint.graphs_that_fit(
-            steps, graph, sum(t.numel() * t.element_size() for t in start)
-        )
+        start = _tensors(self._start)
+        graph = graph_bytes(tensors_in_graph(results), [*start, *_tensors(arguments)])
+        # Of more data a step has a graph that is larger in proportion, or less.
+        graph = math.ceil(graph * most_data(inputs))
+        steps = len(inputs)
+        size = self._adjoint.graphs_that_fit(steps, graph, sum(map(_bytes, start)))
         # Compiled steps go back faster without a graph, if they are taken again.
         thrifty = size < steps and isinstance(self._step, CompiledStep)
         self.size = 1 if thrifty else size
+
+
+def most_data(inputs: list[tuple[Tree, ...]]) -> float:
+    """How many times as large as the first step's the data of any step are, at least 1.
+
+    Data are tensors that the first step gets and another one does not, or the other way round.
+    """
+    first = {id(tensor): _bytes(tensor) for tensor in _tensors(inputs[0])}
+    most = 1.0
+    for arguments in inputs[1:]:
+        other = {id(tensor): _bytes(tensor) for tensor in _tensors(arguments)}
+        own, instead = (
+            sum(size for key, size in some.items() if key not in rest)
+            for some, rest in ((other, first), (first, other))
+        )
+        most = max(most, own / max(instead, 1))
+    return most
+
+
+def _tensors(tree: Tree) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def at_once(adjoint: Replay, step: Step, start: Tree, inputs: list[tuple[Tree, ...]]) -> int:

@@ -89,8 +89,9 @@ class Replay:
             does, where they take less than twice the memory of the states, as in short unrolls of
             small batches; or else as many as fit, with the states that are needed besides, into
             a quarter more than the states would take alone, or 8 MiB more. The graph of the
-            first step is what is measured. By default 1, however, where `snapshots` or `offload`
-            is given, as memory is short then, or where the number of steps is not known.
+            first step is measured, and counts for more where a later one has more data. By
+            default 1, however, where `snapshots` or `offload` is given, as memory is short
+            then, or where the number of steps is not known.
 
     Example:
         >>> import torch
