@@ -1,7 +1,10 @@
 """What torch's compiler is asked for."""
 
+import logging
+
 import pytest
 import torch
+from diffopt_explicit import compile_meta_step, sgd, unroll
 from diffopt_explicit._inductor import ON_CPU, inductor
 
 
@@ -28,3 +31,16 @@ def test_torch_knows_the_options():
     from torch._inductor import config
 
     assert ON_CPU.keys() <= config.get_config_copy().keys()
+
+
+def test_what_has_no_call_in_c_is_called_without_a_warning_and_its_errors_come_out(caplog):
+    loss = lambda w: torch.linalg.cholesky(w).sum()
+    outer = lambda w: loss(unroll(loss, sgd(0.1), w, steps=1).params)
+    step, w = compile_meta_step(outer), torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+    expected = torch.func.grad(outer)(w)
+    for _ in range(2):
+        torch.testing.assert_close(step(w)[1], expected)
+
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    with pytest.raises(RuntimeError, match="is not positive-definite"):
+        step(-w)

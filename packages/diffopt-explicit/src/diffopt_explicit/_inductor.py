@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,4 +25,20 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[...
     from torch._inductor.compile_fx import compile_fx  # whose import takes seconds
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
-    return compile_fx(graph, inputs, config_patches=ON_CPU if on_cpu else None)
+    with _quiet():
+        return compile_fx(graph, inputs, config_patches=ON_CPU if on_cpu else None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself that some operations are called from C++ by way of Python."""
+
+    def told(record: logging.LogRecord) -> bool:
+        return "missing a c-shim implementation" not in record.msg
+
+    logger = logging.getLogger("torch._inductor.ir")
+    logger.addFilter(told)
+    try:
+        yield
+    finally:
+        logger.removeFilter(told)
