@@ -26,7 +26,8 @@ def inductor(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[...
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     with _quiet():
-        return compile_fx(graph, inputs, config_patches=ON_CPU if on_cpu else None)
+        compiled: Any = compile_fx(graph, inputs, config_patches=ON_CPU if on_cpu else None)
+    return compiled
 
 
 @contextmanager
