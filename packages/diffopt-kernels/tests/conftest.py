@@ -1,6 +1,8 @@
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 import torch
 from diffopt_kernels import _fused, _launch, _step
 from torch import Tensor
+
+# `--import-mode=importlib` leaves this folder off the path, and the tests share a module in it.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
