@@ -41,6 +41,7 @@ def test_what_has_no_call_in_c_is_called_without_a_warning_and_its_errors_come_o
     for _ in range(2):
         torch.testing.assert_close(step(w)[1], expected)
 
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    told = [record.name for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "torch._inductor.ir" not in told
     with pytest.raises(RuntimeError, match="is not positive-definite"):
         step(-w)
