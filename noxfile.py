@@ -257,4 +257,6 @@ def bench(session: nox.Session) -> None:
     session.run("python", "docs/benchmark_report.py", str(home / "results"), str(page))
     if not quick:
         session.run("python", "docs/figures.py")
+        audit = ("benchmarks/audit_compiled.py", "--json", "benchmarks/results/compiled.json")
+        session.run("python", *audit)
     session.log(f"The page: {page / 'benchmarks.md'}")
