@@ -4,11 +4,11 @@ The claim: no wheel takes more than 50 ms to import once torch is there. Each fi
 median over fresh processes; that of an import is what comes on top of `import torch` (of nothing,
 for pytree-core). `diffopt_explicit`, `diffopt_implicit`, `diffopt_zeroorder` and `diffopt_dist`
 import their parts when these are first used: that time is in the first meta-gradient, of a learning
-rate through three Adam steps, from the start of the process, with that of torch. With ``--install``
-all wheels are built from this checkout too, which takes minutes where there is a CUDA compiler, and
-installed into a fresh environment, with torch and what else they need.
+rate through three Adam steps, from the start of the process, with that of torch. But for a quick
+run all wheels are built from this checkout too, which takes minutes where there is a CUDA compiler,
+and installed into a fresh environment, with torch and what else they need.
 
-    nox -s bench, or python benchmarks/bench_cold_start.py [--quick] [--install] [--json FILE]
+    nox -s bench, or python benchmarks/bench_cold_start.py [--quick] [--json FILE]
 """
 
 from __future__ import annotations
@@ -136,10 +136,10 @@ def installed() -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "", install="make an environment and install everything, too")
+    options = arguments(__doc__ or "")
     rounds = 1 if options.quick else 11
     results = {"import": imports(rounds), "first meta-gradient": first_gradients(rounds)}
-    if options.install:
+    if not options.quick:
         results["from nothing"] = installed()
     for title, times in results.items():
         print(f"\n{title}, milliseconds")
