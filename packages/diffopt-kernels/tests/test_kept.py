@@ -53,16 +53,22 @@ def test_outputs_take_the_memory_of_those_that_are_gone():
     assert {t.data_ptr() for column in take(*columns(2 * LARGE - 8)) for t in column} == addresses
 
 
-def test_small_outputs_are_torchs_own():
+def test_the_memory_of_small_outputs_is_not_kept():
     take(*columns(LARGE))
     kept = _native.kept_bytes()
-    small = take(*columns(LARGE - 16))
+    take(*columns(LARGE - 16))
     assert _native.kept_bytes() == kept
-    small[0][0].resize_(2 * LARGE)  # which memory of another's would refuse
+
+
+def test_an_output_cannot_be_made_larger():
+    for size in (10, LARGE):
+        (output,), _, _ = take(*columns(size))
+        with pytest.raises(RuntimeError, match="storage that is not resizable"):
+            output.resize_(2 * LARGE)
 
 
 def test_what_is_held_in_any_way_is_not_written_over():
-    given, held = columns(LARGE, 3 * LARGE), []
+    given, held = columns(10, LARGE, 3 * LARGE), []
     for keep in (
         lambda t: t,
         lambda t: t[5:],
@@ -73,7 +79,7 @@ def test_what_is_held_in_any_way_is_not_written_over():
         lambda t: t.requires_grad_().square().sum().grad_fn,
     ):
         kept = [[keep(t) for t in column] for column in take(*given)]
-        addresses = {t.data_ptr() for c in take(*columns(LARGE, 3 * LARGE, seed=1)) for t in c}
+        addresses = {t.data_ptr() for c in take(*columns(10, LARGE, 3 * LARGE, seed=1)) for t in c}
         held.append((kept, addresses))
     for i, row in enumerate(zip(*given, strict=True)):
         for k, right in enumerate(expected(*row)):
@@ -87,8 +93,9 @@ def test_what_is_held_in_any_way_is_not_written_over():
             assert torch.allclose(node.next_functions[0][0]._saved_self, right, rtol=1e-5)
 
 
-def test_an_output_can_be_copied_pickled_and_shared_between_processes():
-    output = take(*columns(LARGE))[0][0]
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_an_output_can_be_copied_pickled_and_shared_between_processes(size):
+    output = take(*columns(size))[0][0]
     before, file = output.clone(), io.BytesIO()
     torch.save(output, file)
     file.seek(0)
@@ -100,7 +107,8 @@ def test_an_output_can_be_copied_pickled_and_shared_between_processes():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_outputs_are_shaped_as_their_gradients(dtype):
-    for shape in ((LARGE,), (2, 1, LARGE), (LARGE, 0, 2), (64, 1, 256, 2)):
+    shapes = (LARGE,), (2, 1, LARGE), (LARGE, 0, 2), (64, 1, 256, 2), (), (0,), (5,), (3, 1, 7)
+    for shape in shapes:
         ones = torch.ones(shape, dtype=dtype)
         for (output,) in take([ones], [ones], [ones]):
             assert (output.shape, output.dtype) == (ones.shape, dtype)
@@ -114,7 +122,7 @@ def test_threads_do_not_get_the_same_memory():
     wrong = []
 
     def work(seed):
-        given = columns(LARGE, 2 * LARGE, seed=seed)
+        given = columns(10, LARGE, 2 * LARGE, seed=seed)
         rights = [expected(*row) for row in zip(*given, strict=True)]
         for _ in range(100):
             held = take(*given)

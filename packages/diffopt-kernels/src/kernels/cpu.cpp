@@ -15,10 +15,6 @@
 #include <pthread.h>
 #define DIFFOPT_FORKS
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
 
 namespace diffopt {
 
@@ -85,58 +81,23 @@ void for_each(const std::vector<Chunk> &chunks, int threads, Work work) {
     for (std::int64_t i = 0; i < count; ++i) work(i);
 }
 
-/// Has the memory below an output made ready, which often is fresh: to touch each page of 4 KB for
-/// the first time takes longer than to compute what is written there. Asks for huge pages, and for
-/// what is still missing at once, which takes half as long. (The C library gives back what is
-/// freed, so that this is no matter of the first step alone.)
-void ask_for_pages(void *array, std::size_t size) {
-#if defined(MADV_HUGEPAGE) && defined(MADV_POPULATE_WRITE)
-    constexpr std::size_t huge = 1 << 21, worthwhile = 1 << 16;  // below, to ask costs more
-    if (!array || size < worthwhile) return;
-    static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto begin = reinterpret_cast<std::uintptr_t>(array), end = begin + size;
-    const auto advise = [](std::uintptr_t from, std::uintptr_t to, int advice) {
-        if (from < to) madvise(reinterpret_cast<void *>(from), to - from, advice);
-    };
-    advise((begin + huge - 1) / huge * huge, end / huge * huge, MADV_HUGEPAGE);
-
-    const auto first = begin / page * page, last = (end + page - 1) / page * page;
-    std::vector<unsigned char> present((last - first) / page);
-    if (mincore(reinterpret_cast<void *>(first), last - first, present.data()) != 0) return;
-    const auto is_there = [](unsigned char flags) { return flags & 1; };
-    for (auto at = present.begin();;) {
-        const auto from = std::find_if_not(at, present.end(), is_there);
-        if (from == present.end()) return;
-        at = std::find_if(from, present.end(), is_there);
-        advise(first + (from - present.begin()) * page, first + (at - present.begin()) * page,
-               MADV_POPULATE_WRITE);
-    }
-#else
-    (void)array, (void)size;
-#endif
-}
-
 /// A call that touches this many bytes writes around the caches. Otherwise each line that it writes
 /// is first read, to be written, and nothing stays in the second cache, here of 2 MB, for those who
 /// read it next. (Measured with such readers, and with memory that was just given to the process,
 /// which the system has cleared, and so put into the caches: from here on all take less time.)
 constexpr std::size_t streamed_bytes = 20 << 20;
 
-/// Makes new memory ready, and returns how it is best written.
-Call prepared(Call call, const std::vector<Tensor> &tensors) {
+/// Tells how the outputs are best written, if all are new.
+Call with_streams(Call call, const std::vector<Tensor> &tensors) {
     std::size_t touched = 0;
     for (const auto &t : tensors) {
         const auto size = static_cast<std::size_t>(t.size) * element_bytes(call.dtype);
-        const auto read = [&](const void *array) { touched += array ? size : 0; };
-        const auto write = [&](void *array) {
-            ask_for_pages(array, size);
-            touched += array ? size : 0;
-        };
-        for (const void *array : {t.g, t.p, t.d_update}) read(array);
-        for (const void *array : t.states) read(array);
-        for (const void *array : t.d_states) read(array);
-        for (void *array : {t.out_update, t.out_g, t.out_p}) write(array);
-        for (void *array : t.out_states) write(array);
+        const auto touch = [&](const void *array) { touched += array ? size : 0; };
+        for (const void *array : {t.g, t.p, t.d_update}) touch(array);
+        for (const void *array : t.states) touch(array);
+        for (const void *array : t.d_states) touch(array);
+        for (const void *array : {t.out_update, t.out_g, t.out_p}) touch(array);
+        for (const void *array : t.out_states) touch(array);
     }
     call.streams = can_stream && touched >= streamed_bytes;
     return call;
@@ -157,7 +118,7 @@ std::vector<RuleInfo> list_rules(RuleList<R...>) {
 void forward(const Call &given, const std::vector<Tensor> &tensors, int threads) {
     const auto loop = simd->forward(given.dtype);
     // What is written in place has just been read.
-    const auto call = given.in_place ? given : prepared(given, tensors);
+    const auto call = given.in_place ? given : with_streams(given, tensors);
     const auto chunks = cut(tensors);
     for_each(chunks, threads, [&](std::int64_t i) {
         loop(call, *chunks[i].tensor, chunks[i].begin, chunks[i].end);
@@ -166,7 +127,7 @@ void forward(const Call &given, const std::vector<Tensor> &tensors, int threads)
 
 void vjp(const Call &given, const std::vector<Tensor> &tensors, double *sums, int threads) {
     const auto loop = simd->vjp(given.dtype);
-    const auto call = prepared(given, tensors);
+    const auto call = with_streams(given, tensors);
     const auto chunks = cut(tensors);
     const auto width = sums ? static_cast<std::size_t>(rules()[call.rule].hypers) + 1 : 0;
     std::vector<double> shares(chunks.size() * width);

@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "pages.hpp"
+
 namespace diffopt {
 namespace {
 
@@ -66,7 +68,9 @@ Block take_block(std::size_t bytes) {
     bytes = (bytes + page - 1) / page * page;
     const auto found = take_kept(bytes);
     if (found.memory) return found;
-    return {::operator new(bytes, alignment, std::nothrow), bytes};
+    void *memory = ::operator new(bytes, alignment, std::nothrow);
+    make_ready(memory, bytes);
+    return {memory, bytes};
 }
 
 void give_block_back(Block block) {

@@ -19,7 +19,7 @@ struct Block {
     std::size_t bytes;
 };
 
-/// Returns so many bytes or some more, aligned to lines of the cache.
+/// Returns so many bytes or some more, ready and aligned to lines of the cache.
 Block take_block(std::size_t bytes);
 
 /// Takes it back, from any thread.

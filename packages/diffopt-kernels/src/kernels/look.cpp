@@ -122,8 +122,7 @@ void read(PyObject *tensor, const py::tuple &dtypes, View &view) {
 }
 
 /// The columns so far: their first one says what all must be.
-class Columns {
-   public:
+struct Columns {
     void add(View &view, std::size_t row, bool is_first_column) {
         if (is_first_column && row == 0) found.device = view.device, found.dtype = view.dtype;
         require(view.device == found.device && view.dtype == found.dtype);
@@ -134,9 +133,9 @@ class Columns {
         if (is_first_column) {
             found.sizes.push_back(size);
             found.strides.push_back(view.strides);
-            shapes_.push_back(std::move(view.shape));
+            found.shapes.push_back(std::move(view.shape));
         } else {
-            require(view.shape == shapes_[row]);
+            require(view.shape == found.shapes[row]);
         }
     }
 
@@ -151,9 +150,6 @@ class Columns {
     }
 
     Found found;
-
-   private:
-    std::vector<std::vector<std::int64_t>> shapes_;
 };
 
 bool is_one_of(PyObject *type, const py::tuple &types) {

@@ -3,13 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "cpu.hpp"
 #include "kept.hpp"
 #include "look.hpp"
+#include "pages.hpp"
 #include "passes.hpp"
 #include "request.hpp"
 #ifdef DIFFOPT_CUDA
@@ -52,13 +56,24 @@ std::vector<std::uintptr_t> read_addresses(const py::object &addresses) {
     return read<std::uintptr_t>(addresses, PyLong_AsUnsignedLongLong);
 }
 
+/// Has the memory made ready of outputs that Python made.
+void make_ready(const Found &found, const std::vector<std::uintptr_t> &outputs) {
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+        const auto elements = static_cast<std::size_t>(found.sizes[i % found.sizes.size()]);
+        diffopt::make_ready(reinterpret_cast<void *>(outputs[i]),
+                            elements * diffopt::element_bytes(found.dtype));
+    }
+}
+
 void forward(int rule, int variant, int decay, bool maximize, bool applied, const py::object &hyper,
              const py::object &steps, bool in_place, const Found &found, const py::object &outputs,
              int threads) {
     auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
     request.call.in_place = in_place;
-    request.place_forward(found, read_addresses(outputs));
+    const auto addresses = read_addresses(outputs);
+    request.place_forward(found, addresses);
     const py::gil_scoped_release unlocked;
+    if (!in_place) make_ready(found, addresses);
     diffopt::forward(request.call, request.tensors, threads);
 }
 
@@ -66,8 +81,10 @@ void vjp(int rule, int variant, int decay, bool maximize, bool applied, const py
          const py::object &steps, std::uintptr_t sums, const Found &found,
          const py::object &outputs, int threads) {
     auto request = make_request(rule, variant, decay, maximize, applied, hyper, steps, found);
-    request.place_vjp(found, read_addresses(outputs));
+    const auto addresses = read_addresses(outputs);
+    request.place_vjp(found, addresses);
     const py::gil_scoped_release unlocked;
+    make_ready(found, addresses);
     diffopt::vjp(request.call, request.tensors, reinterpret_cast<double *>(sums), threads);
 }
 

@@ -34,10 +34,10 @@ double get_number(const View &view) {
     });
 }
 
-void put_number(const View &view, double number) {
-    with_element(view.dtype, [&](auto element) {
+void put_number(Dtype dtype, std::uintptr_t address, double number) {
+    with_element(dtype, [&](auto element) {
         using S = decltype(element);
-        *reinterpret_cast<S *>(view.address) = narrow<S>(static_cast<Wide<S>>(number));
+        *reinterpret_cast<S *>(address) = narrow<S>(static_cast<Wide<S>>(number));
     });
 }
 
@@ -124,26 +124,18 @@ std::optional<Passes::Numbers> Passes::read(const py::tuple &numbers, PyObject *
     return found;
 }
 
-py::object Passes::make_like(PyObject *tensor, std::int64_t size,
-                             const std::vector<std::int64_t> &strides, View &made) const {
-    auto like = outputs_.make_like(tensor, made);
-    const bool alike = made.size() == size && made.strides == strides;
-    expect(alike && made.device == Found::on_cpu, "empty_like: unlike");
-    return like;
-}
-
 std::vector<std::uintptr_t> Passes::make_row(const std::vector<PyObject *> &flat,
                                              const Found &found, const std::vector<bool> &wanted,
                                              py::tuple &into, std::size_t first) const {
     std::vector<std::uintptr_t> addresses(wanted.size());
     const std::size_t rows = found.sizes.size();
-    View made;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (!wanted[i]) continue;
-        into[first + i] =
-            make_like(flat[i % rows], found.sizes[i % rows], found.strides[i % rows], made);
-        expect(made.dtype == found.dtype, "empty_like: unlike");
-        addresses[i] = made.address;
+        const auto row = i % rows;
+        const Form form{found.dtype, found.shapes[row], found.strides[row]};
+        auto [made, address] = outputs_.make(form, flat[row]);
+        into[first + i] = std::move(made);
+        addresses[i] = address;
     }
     return addresses;
 }
@@ -151,12 +143,14 @@ std::vector<std::uintptr_t> Passes::make_row(const std::vector<PyObject *> &flat
 void Passes::put_sums(const std::vector<double> &sums, const Numbers &hyper, PyObject *const *kept,
                       const std::vector<bool> &wanted, py::tuple &into, std::size_t first) const {
     const std::size_t rows = sums.size() / hyper.values.size();
-    View made;
+    View like;
     for (std::size_t i = 0; i < wanted.size(); ++i) {
         if (!wanted[i]) continue;
-        into[first + i] = make_like(kept[i], 1, {}, made);
+        looker_.describe(kept[i], like);
+        auto [made, address] = outputs_.make({like.dtype, like.shape, like.strides}, kept[i]);
+        into[first + i] = std::move(made);
         const auto row = sums.begin() + hyper.learned[i] * rows;
-        put_number(made, std::accumulate(row, row + rows, 0.0));
+        put_number(like.dtype, address, std::accumulate(row, row + rows, 0.0));
     }
 }
 

@@ -40,13 +40,8 @@ class Passes {
     /// Unless `kept` is null, those that are None stand there one after the other.
     std::optional<Numbers> read(const pybind11::tuple &numbers, PyObject *const *kept) const;
 
-    /// A new tensor like another one, which was found to be of this size and to have these strides,
-    /// and what it is.
-    pybind11::object make_like(PyObject *tensor, std::int64_t size,
-                               const std::vector<std::int64_t> &strides, View &made) const;
-
-    /// The same for each of the first row over and over, where it is wanted: into a tuple, from
-    /// its place `first` on. Returns where they lie, which is at 0 for those that are not wanted.
+    /// Makes a tensor like each of the first row over and over, where it is wanted: into a tuple,
+    /// from its place `first` on. Returns their addresses, 0 for those that are not wanted.
     std::vector<std::uintptr_t> make_row(const std::vector<PyObject *> &flat, const Found &found,
                                          const std::vector<bool> &wanted, pybind11::tuple &into,
                                          std::size_t first) const;

@@ -12,10 +12,11 @@ namespace diffopt {
 struct Found {
     static constexpr int on_cpu = -1;
 
-    std::vector<std::int64_t> sizes;                 // of the first list
-    std::vector<std::vector<std::int64_t>> strides;  // of the first list, unless contiguous
-    std::vector<std::uintptr_t> addresses;           // 0 for what is absent
-    int device = on_cpu;                             // or the index of a GPU
+    // Of the first list; the strides are empty for what is contiguous.
+    std::vector<std::int64_t> sizes;
+    std::vector<std::vector<std::int64_t>> shapes, strides;
+    std::vector<std::uintptr_t> addresses;  // 0 for what is absent
+    int device = on_cpu;                    // or the index of a GPU
     Dtype dtype = Dtype::float64;
     bool contiguous = true, complete = true;  // all of them; none is absent
 };
