@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import re
 import time
 from collections.abc import Callable
 from datetime import date
@@ -94,7 +95,7 @@ def report(
         return
     setting = {
         "date": date.today().isoformat(),
-        "machine": platform.machine(),
+        "machine": _processor(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
@@ -103,6 +104,16 @@ def report(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**setting, "results": results}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        told = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return platform.machine()
+    found = re.search(r"^model name\s*: (.+)", told, re.MULTILINE)
+    return f"{found[1]}, {platform.machine()}" if found else platform.machine()
 
 
 def _version(package: str) -> str:

@@ -211,8 +211,8 @@ def test_importing_does_not_import_dynamo():
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_steps_are_small_steps_side_by_side(dtype, decoupled):
-    # Those that touch more than 20 MB write around the caches.
-    n = 3 * 2**20 // dtype.itemsize + 1001
+    # Those that touch more than 32 MB write around the caches.
+    n = 5 * 2**20 // dtype.itemsize + 1001
     generator = torch.Generator().manual_seed(0)
     g, m, v, p = (torch.randn(n, generator=generator).to(dtype) for _ in range(4))
     numbers = {**NUMBERS, "weight_decay": 0.1, "decoupled": decoupled}
