@@ -3,11 +3,10 @@
 The claim: the inner loops of 32 sine waves run many times faster together, by `torch.func.vmap`
 of whole loops, with one fused update of stacked parameters, or all as one graph, than one after the
 other; those of a perceptron whose layers are wide enough to fill the processor gain little by that,
-and more by one graph of a task, whose arrays stay in the caches. The
-networks are 1-40-40-1, for support and query sets of 10 points each, and 784-256-128-64-5, for sets
-of 25 and 75; Adam inside for 5 steps, on one thread. The meta-gradients are compared as one vector
-with a float64 truth before anything is timed. higher has no `eps_root`, so that its meta-gradient
-is another one.
+and more by one graph of a task, whose arrays stay in the caches. The networks are 1-40-40-1, for
+support and query sets of 10 points each, and 784-256-128-64-5, for sets of 25 and 75; Adam inside
+for 5 steps, on one thread. The meta-gradients are compared as one vector with a float64 truth
+before anything is timed. higher has no `eps_root`, so that its meta-gradient is another one.
 
     nox -s bench, or python benchmarks/bench_tasks.py [--quick] [--json FILE]
 """

@@ -14,7 +14,7 @@
 namespace diffopt {
 namespace {
 
-constexpr std::align_val_t alignment{64};
+constexpr std::align_val_t alignment{memory_alignment};
 
 /// NOTE [kept memory]
 struct Kept {

@@ -13,13 +13,16 @@ namespace diffopt {
 /// The smallest block that is worth keeping.
 constexpr std::size_t least_kept_bytes = 1 << 16;
 
+/// To what the memory of tensors is aligned: a line of the cache.
+constexpr std::size_t memory_alignment = 64;
+
 /// Memory, and how much there is of it.
 struct Block {
     void *memory;  // null if there is none
     std::size_t bytes;
 };
 
-/// Returns so many bytes or some more, ready and aligned to lines of the cache.
+/// Returns so many bytes or some more, ready and aligned.
 Block take_block(std::size_t bytes);
 
 /// Takes it back, from any thread.

@@ -17,8 +17,6 @@ namespace py = pybind11;
 namespace diffopt {
 namespace {
 
-constexpr std::size_t line = 64;  // to which the memory of tensors is aligned
-
 /// A tensor for DLPack. Its shape and strides follow, then its memory, if that is none of a block.
 struct Lent {
     dlpack::Managed managed;
@@ -66,7 +64,7 @@ std::unique_ptr<Lent, GiveBack> allocate(const Form &form) {
     const std::size_t dimensions = form.shape.size(), bytes = bytes_of(form);
     const std::size_t header = sizeof(Lent) + 2 * dimensions * sizeof(std::int64_t);
     const bool small = bytes < least_kept_bytes;
-    void *memory = std::malloc(header + (small ? line + bytes : 0));
+    void *memory = std::malloc(header + (small ? memory_alignment + bytes : 0));
     if (!memory) throw std::bad_alloc();
     std::unique_ptr<Lent, GiveBack> lent(new (memory) Lent{});
     lent->managed = {1, 0, lent.get(), give_back, 0, {}};
@@ -80,7 +78,8 @@ std::unique_ptr<Lent, GiveBack> allocate(const Form &form) {
     else
         std::copy(form.strides.begin(), form.strides.end(), strides);
     const auto end = reinterpret_cast<std::uintptr_t>(strides + dimensions);
-    void *within = reinterpret_cast<void *>((end + line - 1) / line * line);
+    void *within = reinterpret_cast<void *>((end + memory_alignment - 1) / memory_alignment *
+                                            memory_alignment);
     lent->managed.tensor = {small ? within : lent->block.memory,
                             {dlpack::cpu, 0},
                             static_cast<std::int32_t>(dimensions),
