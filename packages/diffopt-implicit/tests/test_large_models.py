@@ -112,3 +112,4 @@ def test_parameters_may_be_shared_out_over_processes(tmp_path, program):
     finally:
         for rank in ranks:
             rank.kill()
+            rank.communicate()
