@@ -123,6 +123,7 @@ def test_a_whole_meta_step_is_one_graph_also_for_autograds_own_compiler():
     torch.testing.assert_close(compiled(*inputs), gradient(*inputs), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin")  # torch 2.12
 @pytest.mark.parametrize(
     "tx",
     [

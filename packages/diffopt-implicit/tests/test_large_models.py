@@ -95,7 +95,12 @@ def test_losses_may_be_taken_in_bfloat16(method):
 @pytest.mark.parametrize(
     "program",
     [
-        "sharded_hypergradients.py",  # parameters that are shared out
+        pytest.param(
+            "sharded_hypergradients.py",  # parameters that are shared out
+            marks=pytest.mark.skipif(
+                torch.__version__ < "2.10", reason="this torch's DTensor has no norms of such parts"
+            ),
+        ),
         "sharded_modules.py",  # modules by `fully_shard` and `DistributedDataParallel`
     ],
 )

@@ -31,7 +31,7 @@ def test_a_graph_that_goes_on_in_another_process_is_told_so(context):
     code = REMOTE.replace("CONTEXT", "autograd.context()" if context else "nullcontext()")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert run.stdout.strip() == "other process"
+    assert run.stdout.splitlines()[-1] == "other process"  # after what Gloo says, before torch 2.11
 
 
 def test_the_inside_of_a_compiled_function_is_seen():

@@ -28,7 +28,7 @@ class ScaleByAdafactor(Rule):
     def __post_init__(self) -> None:
         check_range("lr", self.lr, 0)
         check_range("beta2_decay", self.beta2_decay, -inf, 1e-300)
-        by_dtype = isinstance(self.eps, tuple) and self.eps[:1] == (None,)
+        by_dtype = isinstance(self.eps, tuple) and any(x is None for x in self.eps[:1])
         eps = (0.0, *self.eps[1:]) if by_dtype else self.eps
         check_group("eps", eps, (0, inf), (0, inf))
         check_range("d", self.d, 1)

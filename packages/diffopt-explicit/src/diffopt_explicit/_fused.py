@@ -116,7 +116,7 @@ def _does(kernel: Kernel, parts: dict[str, Any]) -> bool:
     """Whether the kernel does all that these parts do."""
     if "flip" in parts:
         factor = parts["flip"].factor
-        if not isinstance(factor, int | float) or factor != -1:
+        if not isinstance(factor, (int, float)) or factor != -1:
             return False
     decays = parts.keys() & {"coupled", "decoupled"}
     if len(decays) > 1 or not decays <= kernel.decays:

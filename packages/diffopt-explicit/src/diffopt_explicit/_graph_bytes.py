@@ -69,5 +69,5 @@ def _names(kind: type) -> tuple[str, ...]:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         yield from (item for item in value if isinstance(item, Tensor))

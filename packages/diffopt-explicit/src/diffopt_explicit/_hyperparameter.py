@@ -55,7 +55,8 @@ def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     """The transform for each of `count` leaves, with the numbers of this step."""
     grouped = groups(owner)
     varied: dict[str, list[Any]] = {}
-    for name, field in vars(owner).items():
+    for name in [f.name for f in fields(owner)]:
+        field = getattr(owner, name)
         if name in grouped:
             if not all(map(is_constant, field)):
                 values = [_at_step(name, part, step) for part in field]
@@ -78,8 +79,8 @@ def groups(owner: Any) -> set[str]:
 def _at_step(name: str, hyperparameter: Hyperparameter, step: int) -> Any:
     if is_constant(hyperparameter) or not is_schedule(hyperparameter):
         return hyperparameter
-    value = hyperparameter(step)
-    if not isinstance(value, int | float | Tensor):
+    value = hyperparameter.__call__(step)  # torch 2.10 would trace the object's hash otherwise
+    if not isinstance(value, (int, float, Tensor)):
         raise TypeError(
             f"`{name}` is a schedule, and gave a {type(value).__name__} in step {step}. It must "
             "give a number or a 0-d tensor."
@@ -116,7 +117,7 @@ def is_schedule(hyperparameter: Hyperparameter) -> TypeGuard[Schedule]:
 
 def is_zero(hyperparameter: Hyperparameter) -> bool:
     """Whether the hyperparameter is the number zero, so that what it scales can be left out."""
-    return isinstance(hyperparameter, int | float) and hyperparameter == 0
+    return isinstance(hyperparameter, (int, float)) and hyperparameter == 0
 
 
 def check_range(name: str, value: object, low: float, high: float = float("inf")) -> None:
@@ -135,7 +136,7 @@ def check_range(name: str, value: object, low: float, high: float = float("inf")
 
 def check_group(name: str, values: object, *ranges: tuple[float, float]) -> None:
     """Refuse what is no tuple of hyperparameters, each in its range."""
-    if not isinstance(values, tuple | list) or len(values) != len(ranges):
+    if not isinstance(values, (tuple, list)) or len(values) != len(ranges):
         raise ValueError(f"`{name}` must be {len(ranges)} hyperparameters, got {values!r}.")
     for index, (value, bounds) in enumerate(zip(values, ranges, strict=True)):
         check_range(f"{name}[{index}]", value, *bounds)
@@ -145,7 +146,7 @@ def _check_one(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             raise TypeError(f"`{name}` must be a floating-point tensor, got {value.dtype}.")
-    elif not isinstance(value, int | float):
+    elif not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number or a tensor, got {value!r}.")
     elif not low <= value < high:
         bounds = f"in [{low:g}, {high:g})" if high < float("inf") else f"at least {low:g}"

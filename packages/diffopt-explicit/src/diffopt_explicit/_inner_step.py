@@ -8,18 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from diffopt_explicit._gradient import Gradient, Recorded
+from diffopt_explicit._gradient import Gradient
 from diffopt_explicit._step import updated
 from diffopt_explicit._transform import Transform, Tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # whose hash torch 2.9 would take while it is traced
 class InnerStep:
     """One step of an optimizer, whose carry is the parameters and the optimizer's state."""
 
     loss: Callable[..., Any]
     tx: Transform
-    gradient: Gradient = Recorded()
+    gradient: Gradient
     aux: bool = False
     first_order: bool = False
 

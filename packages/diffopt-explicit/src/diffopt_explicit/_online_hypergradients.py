@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffopt_explicit._gradient import Recorded
 from diffopt_explicit._inner_step import InnerStep
 from diffopt_explicit._outside import differentiable
 from diffopt_explicit._pull import with_graph
@@ -88,7 +89,7 @@ def online_hypergradients(
                 "Call `requires_grad_()` on it before it is given to the loss or the optimizer."
             )
     return _train(
-        InnerStep(loss, tx),
+        InnerStep(loss, tx, Recorded()),
         (params, tx.init(params) if opt_state is None else opt_state),
         batches_of(steps, batches),
         outer,

@@ -40,7 +40,7 @@ def override(tx: T, **hyperparameters: Any) -> T:
 def _parts(value: Any) -> tuple[Any, ...]:
     """The transforms inside a field of a transform."""
     values = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, tuple | list | Mapping):
+    if isinstance(value, (tuple, list, Mapping)):
         return tuple(part for part in values if isinstance(part, Transform))
     return (value,) if isinstance(value, Transform) else ()
 
@@ -63,7 +63,7 @@ def _replaced(tx: Any, hyperparameters: Mapping[str, Any]) -> Any:
             changes.update({k: v for k, v in hyperparameters.items() if k == field.name})
         elif isinstance(value, Mapping):
             changes[field.name] = {k: _replaced(v, hyperparameters) for k, v in value.items()}
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, (tuple, list)):
             changes[field.name] = type(value)(_replaced(v, hyperparameters) for v in value)
         else:
             changes[field.name] = _replaced(value, hyperparameters)
@@ -93,7 +93,7 @@ def _collect(tx: Any, found: dict[str, list[Any]]) -> None:
         for part in _parts(value):
             _collect(part, found)
         numbers = value if isinstance(value, tuple) and value else (value,)
-        if all(isinstance(number, bool | int | float | Tensor) for number in numbers):
+        if all(isinstance(number, (bool, int, float, Tensor)) for number in numbers):
             found.setdefault(field.name, []).append(value)
 
 

@@ -122,7 +122,7 @@ def _progress(step: int, begin: int, steps: int) -> float:
 
 
 def _is_number(value: Scalar, number: float) -> bool:
-    return isinstance(value, int | float) and value == number
+    return isinstance(value, (int, float)) and value == number
 
 
 def _check_count(name: str, value: int) -> None:

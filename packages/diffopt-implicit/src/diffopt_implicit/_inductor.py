@@ -12,8 +12,9 @@ from torch import Tensor
 
 ON_CPU = {
     # The calls of the kernels in C++ too: no interpreter between kernels, and one program, which
-    # takes half the time to compile, since each program first reads torch's headers.
-    "cpp_wrapper": True,
+    # takes half the time to compile, since each program first reads torch's headers. Before torch
+    # 2.13, errors in calls back to Python were lost.
+    "cpp_wrapper": torch.__version__ >= "2.13",
     # A sum with a matrix product as one call of `addmm` begins with a copy of what is added:
     # slower than to add it within the next pass.
     "pattern_matcher": False,

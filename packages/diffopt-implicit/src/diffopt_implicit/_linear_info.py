@@ -6,10 +6,9 @@ import warnings
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from diffopt_implicit._torch import any_true, levels
+from diffopt_implicit._torch import any_true, by_example
 
 OnFailure = Literal["raise", "warn", "ignore"]
 
@@ -125,9 +124,7 @@ def report(name: str, info: LinearSolveInfo, on_failure: OnFailure) -> None:
 
 def describe(name: str, info: LinearSolveInfo) -> str:
     """Tell in words how the first failed example of `info` ended."""
-    # Stacked, because under `vmap` some fields may be batched and others not.
-    *_, rows = levels(torch.stack([field.to(torch.float64) for field in info], dim=-1))
-    rows = rows.reshape(-1, len(info)).tolist()
+    rows = by_example(*info)
     failed = [row for row in rows if row[0] != LinearSolveStatus.CONVERGED]
     status, residual, tolerance, iterations = failed[0]
     accepted = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._linear_system import check_positive
-from diffopt_implicit._torch import Tensors, any_true, levels, whole
+from diffopt_implicit._torch import Tensors, any_true, by_example, nan_largest, whole
 
 # NOTE [what a residual says about a root]
 # The size of F(x) alone says nothing: it has units of its own. To first order the root is off by
@@ -106,11 +106,10 @@ class RootCheck:
 
 def describe(residual: Tensor, error: Tensor, tol: float) -> str:
     """Tell how far the worst root is from being solved."""
-    *_, rows = levels(torch.stack([residual.double(), error.double()], dim=-1))
-    residual, error = max(rows.reshape(-1, 2).tolist(), key=lambda row: row[1])
+    length, wrong = max(by_example(residual, error), key=lambda row: nan_largest(row[1]))
     return (
-        f"The root is not solved: its residual has norm {residual:.3g}, from which its relative "
-        f"error is estimated as {error:.2g}, where {tol:.2g} is allowed. The derivative is then "
+        f"The root is not solved: its residual has norm {length:.3g}, from which its relative "
+        f"error is estimated as {wrong:.2g}, where {tol:.2g} is allowed. The derivative is then "
         "that of no root: let the solver go on, check that it and the condition solve the same "
         "problem, or raise `root_tol`; with `on_inexact_root='ignore'` nothing is looked at."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
@@ -54,6 +55,19 @@ def any_true(claim: Tensor) -> bool:
     # a fixed number of rounds, would pay the worst case at every call.
     *_, physical = levels(claim)
     return bool(physical) if physical.ndim == 0 else bool(physical.detach().any())
+
+
+def by_example(*values: Tensor) -> list[list[float]]:
+    """Return numbers as rows, one for each example of any `vmap` around them."""
+    # Stacked, because under `vmap` some may be batched and others not.
+    *_, rows = levels(torch.stack([value.detach().double() for value in values], dim=-1))
+    with outside_transforms():
+        return rows.reshape(-1, len(values)).tolist()
+
+
+def nan_largest(number: float) -> tuple[bool, float]:
+    """Return what to compare numbers by, so that NaN is larger than all others."""
+    return math.isnan(number), number
 
 
 def is_tracked(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffopt_kernels._native import Found
-from diffopt_kernels._rule import Call, Rule
+from diffopt_kernels._rule import Call, Rule, has_params
 
 Number = float | Tensor | Sequence[float | Tensor]
 Checked = float | Tensor | tuple[float, ...]
@@ -38,8 +38,8 @@ def check(
     each = zip(rule.names, (*numbers, weight_decay), rule.bounds, strict=True)
     hyper = tuple(check_number(name, value, below, grads) for name, value, below in each)
     plain = all(type(x) is float for x in hyper)
-    has_params = is_on(hyper[-1])
-    if has_params and params is None:
+    decays = is_on(hyper[-1])
+    if decays and params is None:
         raise ValueError("`params` must be given where there is `weight_decay`.")
     if applied and params is None:
         raise ValueError("`params` must be given where the updates are to be `applied`.")
@@ -48,16 +48,16 @@ def check(
     learned = [] if plain else [x for x in hyper if isinstance(x, Tensor)]
     found = look(columns, learned)
     if found is None:
-        names = ("grads", *rule.states[variant], "params")
-        check_tensors(dict(zip(names, columns, strict=False)))
+        names = ("grads", *rule.states[variant], "params")[: len(columns)]
+        check_tensors(dict(zip(names, columns, strict=True)))
         for name, value in zip(rule.names, hyper, strict=True):
             if isinstance(value, Tensor) and value.device.type != "cpu":
                 _check_device(name, value, grads)
 
-    kind = 0 if not has_params else 2 if decoupled else 1
+    kind = 0 if not decays else 2 if decoupled else 1
     steps = check_steps(steps, len(grads))
     call = Call(rule, variant, steps, kind, bool(maximize), bool(applied), plain)
-    if params is not None and not call.has_params:
+    if params is not None and not has_params(call):
         columns = columns[:-1]
     return call, (*hyper, *chain.from_iterable(columns)), found
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffopt_kernels._rule import Call, split
+from diffopt_kernels._rule import Call, depth, has_params, split
 
 
 def step(call: Call, inputs: tuple[Any, ...]) -> list[Tensor]:
     """Return the updates, or the new parameters, then each column of new states."""
     columns = _step_wide(call, inputs)
-    grads = inputs[call.width : call.width + len(call.steps)]
+    width = call.rule.width
+    grads = inputs[width : width + len(call.steps)]
     return [
         wide.to(grad.dtype) for column in columns for wide, grad in zip(column, grads, strict=True)
     ]
@@ -64,11 +65,12 @@ def vjp(
 def _step_wide(call: Call, inputs: tuple[Any, ...]) -> list[list[Tensor]]:
     numbers, columns = split(call, inputs)
     rows = zip(*[_for_each(widest(x), len(call.steps)) for x in numbers], strict=True)
-    results: list[list[Tensor]] = [[] for _ in range(1 + call.depth)]
+    results: list[list[Tensor]] = [[] for _ in range(1 + depth(call))]
     for i, (step, numbers) in enumerate(zip(call.steps, rows, strict=True)):
         lr, weight_decay = numbers[0], numbers[-1]
-        g, *states = (_widened(column[i]) for column in columns)
-        p = states.pop() if call.has_params else None
+        row = [_widened(column[i]) for column in columns]
+        g, states = row[0], row[1 : 1 + depth(call)]
+        p = row[-1] if has_params(call) else None
 
         if call.maximize:
             g = -g

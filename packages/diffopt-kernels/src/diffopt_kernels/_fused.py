@@ -14,7 +14,7 @@ from diffopt_kernels._explain import ambient_obstacle, locate, look
 from diffopt_kernels._inputs import constant_outputs, in_columns, merged, merged_needs
 from diffopt_kernels._launch import in_one_order
 from diffopt_kernels._native import Found
-from diffopt_kernels._rule import Call, Rule
+from diffopt_kernels._rule import Call, Rule, depth
 
 passes = _native.Passes(locate, torch.empty_like)
 _requires_grad = operator.attrgetter("requires_grad")
@@ -75,7 +75,7 @@ def step(
     call: Call, inputs: tuple[Any, ...], found: Found, known: tuple[Tensor, ...] | None
 ) -> Sequence[Tensor]:
     """Return the same of any inputs that lie as `found`."""
-    numbers, arrays = inputs[: call.width], inputs[call.width :]
+    numbers, arrays = inputs[: call.rule.width], inputs[call.rule.width :]
     outputs = _forward(call, numbers, arrays, found) if known is None else known
     return _recorded(call, tuple(found.sizes), numbers, arrays, outputs)
 
@@ -99,8 +99,8 @@ def _recorded(
 @untraced
 def step_(call: Call, inputs: tuple[Any, ...], params: list[Tensor]) -> bool:
     """Write the new parameters and states over the old ones, if their layouts allow it."""
-    count, width = len(params), call.width
-    states = inputs[width + count : width + (1 + call.depth) * count]
+    count, width = len(params), call.rule.width
+    states = inputs[width + count : width + (1 + depth(call)) * count]
     given = (*params, *inputs[width : width + count], *states)
     arrays, _ = in_one_order(given, count)
     p, g, s = arrays[:count], arrays[count : 2 * count], arrays[2 * count :]
@@ -192,7 +192,7 @@ def _forward(
         found = _located(arrays, count)
     # One allocation for all of them would not be faster, as making a view takes as long as
     # making a tensor, and would keep all alive, and in torch.save, for the sake of one.
-    outputs = tuple(map(torch.empty_like, likes * (1 + call.depth)))
+    outputs = tuple(map(torch.empty_like, likes * (1 + depth(call))))
     _launch.forward(call, numbers, found, False, outputs)
     return outputs
 
@@ -210,7 +210,7 @@ def _backward(
     found = None
     if not torch.is_grad_enabled():
         columns = (*in_columns(arrays, len(sizes)), *in_columns(cotangents, len(sizes)))
-        found = look(columns, learned, len(columns) - 1 - call.depth)
+        found = look(columns, learned, len(columns) - 1 - depth(call))
     # Hooks on saved tensors and on gradients may have put anything in their places.
     given = tuple(found.sizes if found else [x.numel() for x in arrays])
     if given != sizes * (len(given) // len(sizes)):
@@ -250,7 +250,7 @@ def _vjp(
     learned = [k for k, x in enumerate(numbers) if isinstance(x, Tensor)]
     sums = None
     if any(needed[: len(learned)]):
-        sums = torch.empty(call.width, count, dtype=torch.float64, device=likes[0].device)
+        sums = torch.empty(call.rule.width, count, dtype=torch.float64, device=likes[0].device)
     _launch.vjp(call, numbers, found, sums, outputs)
     of_learned: list[Tensor | None] = [None] * len(learned)
     if sums is not None:

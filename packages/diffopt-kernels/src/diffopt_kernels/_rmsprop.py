@@ -18,17 +18,17 @@ def _formula(
     variant: int, step: int, numbers: Sequence[Any], g: Tensor, states: list[Tensor]
 ) -> tuple[Tensor, ...]:
     lr, alpha, eps, momentum, _ = numbers
-    s, *others = states
+    s = states[0]
     s = like(alpha, s) * s + like(1 - alpha, s) * (g * g)
     radicand, new = s, [s]
     if variant & _CENTERED:
-        a = others.pop(0)
+        a = states[1]
         a = a + like(1 - alpha, a) * (g - a)
         radicand = (s - a * a).clamp(min=0)  # rounding may leave less
         new.append(a)
     direction = g / (root_or_zero(radicand) + like(eps, s))
     if variant & _MOMENTUM:
-        (b,) = others
+        b = states[-1]
         direction = like(momentum, b) * b + direction
         new.append(direction)
     return like(-lr, s) * direction, *new
@@ -123,15 +123,15 @@ def rmsprop_step(
     """
     variant, states = _in_use(square_avgs, grad_avgs, momentum_buffers, momentum, centered)
     numbers = (lr, alpha, eps, momentum)
-    updates, new_square_avgs, *new = step(
+    updates, *new = step(
         RMSPROP, variant, grads, states, 1, numbers, weight_decay, params, False, maximize, applied,
         known,
     )  # fmt: skip
     return (
         updates,
-        new_square_avgs,
-        new.pop(0) if variant & _CENTERED else list(grad_avgs or ()),
-        new.pop(0) if variant & _MOMENTUM else list(momentum_buffers or ()),
+        new[0],
+        new[1] if variant & _CENTERED else list(grad_avgs or ()),
+        new[-1] if variant & _MOMENTUM else list(momentum_buffers or ()),
     )
 
 

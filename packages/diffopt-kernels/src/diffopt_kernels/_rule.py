@@ -62,24 +62,20 @@ class Call(NamedTuple):
     applied: bool  # whether the new parameters are asked for, in the place of the updates
     plain: bool  # whether every number is a float, for all tensors
 
-    @property
-    def width(self) -> int:
-        """Number of hyperparameters, with weight decay."""
-        return self.rule.width
 
-    @property
-    def depth(self) -> int:
-        """Number of state columns."""
-        return len(self.rule.states[self.variant])
+# Functions, not properties: the compiler of torch 2.9 cannot trace those of a NamedTuple.
+def depth(call: Call) -> int:
+    """Return the number of state columns."""
+    return len(call.rule.states[call.variant])
 
-    @property
-    def has_params(self) -> bool:
-        """Whether the inputs end with the parameters."""
-        return self.applied or self.decay > 0
+
+def has_params(call: Call) -> bool:
+    """Return whether the inputs end with the parameters."""
+    return call.applied or call.decay > 0
 
 
 def split(call: Call, inputs: tuple[Any, ...]) -> tuple[list[Any], list[list[Any]]]:
     """Return the numbers, and the columns: gradients, states and, if any, parameters."""
-    width, count = call.width, len(call.steps)
+    width, count = call.rule.width, len(call.steps)
     columns = [list(inputs[k : k + count]) for k in range(width, len(inputs), count)]
     return list(inputs[:width]), columns

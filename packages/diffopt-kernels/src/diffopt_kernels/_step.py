@@ -70,7 +70,7 @@ def step_(
         False, look,
     )  # fmt: skip
     _refuse_graph(columns)
-    refuse_learned(**dict(zip((*rule.numbers, "weight_decay"), inputs, strict=False)))
+    refuse_learned(**dict(zip(rule.names, inputs[: rule.width], strict=True)))
     _refuse_overlap({name: t for name, t in columns.items() if name != "grads"})
     if not params:
         return

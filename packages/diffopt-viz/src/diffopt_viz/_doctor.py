@@ -180,7 +180,7 @@ class _Trail:
         for index, value in enumerate(values):
             for source in value.sources:
                 self.follow.setdefault(source, []).append(index)
-        graph = users(walk(v.slot[0] for v in values if v.slot is not None))
+        graph = users(walk((v.slot[0] for v in values if v.slot is not None), seen.custom))
         known = reach([slot_of(param)[0]], graph)
         self.carries = {
             i for i, v in enumerate(values) if v.slot is not None and v.slot[0] in known

@@ -49,7 +49,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return list(zip(fields, value, strict=True))
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in fields_of(value)]
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         return [part if _is_named(part) else (str(index), part) for index, part in enumerate(value)]
     return []
 

@@ -35,7 +35,7 @@ def build_program_graph(program: Any) -> Graph:
         >>> "cos" in [node.label for node in build_program_graph(program).nodes]
         True
     """
-    if isinstance(program, fx.GraphModule | torch.export.ExportedProgram):
+    if isinstance(program, (fx.GraphModule, torch.export.ExportedProgram)):
         program = program.graph
     if not isinstance(program, fx.Graph):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -21,16 +21,27 @@ def slot_of(tensor: Tensor) -> Slot:
     return edge.node, edge.output_nr
 
 
-def walk(roots: Iterable[Function]) -> dict[Function, list[Function]]:
-    """All operations behind `roots`, each with those it takes its inputs from."""
+def walk(
+    roots: Iterable[Function], known: Mapping[Function, list[Function]] | None = None
+) -> dict[Function, list[Function]]:
+    """All operations behind `roots`, each with those it takes its inputs from.
+
+    Of operations that are `known` these are told, because torch may not tell them any more.
+    """
+    known = known or {}
     inputs: dict[Function, list[Function]] = {}
     pending = list(roots)
     while pending:
         function = pending.pop()
         if function not in inputs:
-            inputs[function] = [f for f, _ in function.next_functions if f is not None]
+            inputs[function] = known[function] if function in known else sources_of(function)
             pending.extend(reversed(inputs[function]))
     return inputs
+
+
+def sources_of(function: Function) -> list[Function]:
+    """The operations that one takes its inputs from."""
+    return [source for source, _ in function.next_functions if source is not None]
 
 
 def users(inputs: dict[Function, list[Function]]) -> dict[Function, list[Function]]:

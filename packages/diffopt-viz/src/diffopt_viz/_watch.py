@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from diffopt_viz._walk import Slot, slot_of
+from diffopt_viz._walk import Function, Slot, slot_of, sources_of
 
 LEAKS = {"item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"}
 UNCOUNTED = {"batch_norm", "instance_norm"}  # write statistics without counting a version
@@ -106,6 +106,8 @@ class watch(TorchFunctionMode):  # noqa: N801 - used as a context, like torch.no
         super().__init__()
         self.values: list[Value] = []
         self.calls: list[Call] = []
+        # What custom functions take their inputs from: torch 2.12 forgets it with their results.
+        self.custom: dict[Function, list[Function]] = {}
         self._current: Any = WeakTensorKeyDictionary()
         self._memory: dict[int, _Memory] = {}
         self._contexts = ExitStack()
@@ -153,9 +155,15 @@ class watch(TorchFunctionMode):  # noqa: N801 - used as a context, like torch.no
         if known is None:
             known = self._enter(tensor, None, self._aliased(tensor))
         elif tensor.requires_grad:  # it may have got a graph since: a custom function's result
-            self.values[known].slot = _slot(tensor)
+            self.values[known].slot = self._slot_kept(tensor)
             self.values[known].leaf = tensor.is_leaf
         return known
+
+    def _slot_kept(self, tensor: Tensor) -> Slot | None:
+        slot = _slot(tensor)
+        if slot is not None and isinstance(slot[0], torch._C._FunctionBase):
+            self.custom[slot[0]] = sources_of(slot[0])
+        return slot
 
     def _aliased(self, tensor: Tensor) -> tuple[int, ...]:
         """The value last seen on the same memory: `tensor` was made of it, unseen."""
@@ -168,7 +176,7 @@ class watch(TorchFunctionMode):  # noqa: N801 - used as a context, like torch.no
         return [other for ref in refs if (other := ref()) is not None]
 
     def _enter(self, tensor: Tensor, call: int | None, sources: tuple[int, ...]) -> int:
-        slot = _slot(tensor) if tensor.requires_grad else None
+        slot = self._slot_kept(tensor) if tensor.requires_grad else None
         floating = tensor.is_floating_point() or tensor.is_complex()
         self.values.append(Value(call, sources, slot, floating, tensor.is_leaf))
         index = self._current[tensor] = len(self.values) - 1
@@ -204,7 +212,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         value = pending.pop()
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, tuple | list):
+        elif isinstance(value, (tuple, list)):
             pending.extend(reversed(value))
         elif isinstance(value, dict):
             pending.extend(reversed(value.values()))

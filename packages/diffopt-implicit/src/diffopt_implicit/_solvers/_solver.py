@@ -16,7 +16,7 @@ from diffopt_implicit._linear_system import Tree, check_nonnegative, check_posit
 from diffopt_implicit._solvers._adjoints import Adjoint, AdjointName, Unroll, chosen_adjoint
 from diffopt_implicit._solvers._status import SolverStatus, ended, report, running
 from diffopt_implicit._solvers._step import OptStep
-from diffopt_implicit._torch import any_true, is_tracked, levels, outside_graphs
+from diffopt_implicit._torch import any_true, by_example, is_tracked, nan_largest, outside_graphs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +200,6 @@ class Solver(ABC):
         if self.callback is not None:
             self.callback(step.params, step.state)
         if self.verbose:
-            *_, rows = levels(torch.stack([step.state.iter_num, step.state.error.detach()], -1))
-            count, error = rows.reshape(-1, 2).amax(0).tolist()
+            examples = by_example(step.state.iter_num, step.state.error)
+            count, error = (max(row, key=nan_largest) for row in zip(*examples, strict=True))
             print(f"{type(self).__name__}: iteration {count:.0f}, error {error:.3g}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffopt_implicit._linear_info import OnFailure
 from diffopt_implicit._solvers._step import State
-from diffopt_implicit._torch import any_true, is_wrapped, levels
+from diffopt_implicit._torch import any_true, by_example, is_wrapped, nan_largest
 
 
 class SolverStatus(IntEnum):
@@ -112,15 +112,13 @@ def report(name: str, state: State, tol: float, maxiter: int, on_failure: OnFail
 
 def describe(name: str, state: State, tol: float, maxiter: int) -> str:
     """Tell in words how the examples that failed ended."""
-    # Stacked, because under `vmap` one may be batched and the other not.
-    pair = (state.status.detach().double(), state.error.detach().double())
-    *_, rows = levels(torch.stack(pair, dim=-1))
-    rows = rows.reshape(-1, 2)
-    failed = rows[rows[:, 0] != SolverStatus.CONVERGED]
-    status = SolverStatus(int(failed[0, 0]))
+    rows = by_example(state.status, state.error)
+    failed = [row for row in rows if row[0] != SolverStatus.CONVERGED]
+    status = SolverStatus(int(failed[0][0]))
+    worst = max((error for _, error in failed), key=nan_largest)
     within = maxiter if status is SolverStatus.MAXITER else f"at most {maxiter}"
     return (
         f"`{name}` left {len(failed)} of {len(rows)} examples with an error of up to "
-        f"{failed[:, 1].max().item():.2g} after {within} iterations, where {tol:.2g} is asked "
+        f"{worst:.2g} after {within} iterations, where {tol:.2g} is asked "
         f"for ({status.name}). {ADVICE[status]}; with `on_failure='warn'` this is a warning."
     )
