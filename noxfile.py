@@ -15,6 +15,7 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.t
 NATIVE = ["pytree-core", "diffopt-kernels"]
 # pytree-core alone is tested on each of them that is found; torch is there for the main one.
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+TORCHES = ["2.9.1", "2.14.1"]  # beside that of constraints.txt
 MAIN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 NOT_SOURCES = {"build", "dist", "tests", "__pycache__"}
 
@@ -80,6 +81,16 @@ def tests(session: nox.Session) -> None:
     outcomes = f"--junitxml={ROOT / '.cache' / 'tests.xml'}"  # for the feature matrix
     run_tests(session, *PACKAGES, also=("integration", outcomes))
     run_tests_without_native_core(session)
+
+
+@nox.session(name="tests-torch")
+@nox.parametrize("version", TORCHES)
+def tests_torch(session: nox.Session, version: str) -> None:
+    """All tests of all packages with the oldest torch that they take, and with the newest."""
+    integrations = f"{wheel(session, 'pytree-core')}[integrations]"
+    install(session, *PACKAGES, extras="[test]", also=(integrations,))
+    session.install(f"torch=={version}")
+    run_tests(session, *PACKAGES)
 
 
 def add_package_tests(package: str) -> None:

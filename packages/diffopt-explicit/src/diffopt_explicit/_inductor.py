@@ -12,8 +12,8 @@ from torch import Tensor
 
 ON_CPU = {
     # The calls of the kernels in C++ too: no interpreter between kernels, and one program, which
-    # takes half the time to compile, since each program first reads torch's headers. Before torch
-    # 2.13, errors in calls back to Python were lost.
+    # takes half the time to compile, since each program first reads torch's headers. torch 2.12
+    # warns of it at each matrix product, and nothing was tried with older ones.
     "cpp_wrapper": torch.__version__ >= "2.13",
     # A sum with a matrix product as one call of `addmm` begins with a copy of what is added:
     # slower than to add it within the next pass.
