@@ -55,7 +55,7 @@ def resolve(owner: R, step: int, spec: TreeSpec, count: int) -> list[R]:
     """The transform for each of `count` leaves, with the numbers of this step."""
     grouped = groups(owner)
     varied: dict[str, list[Any]] = {}
-    for name in [f.name for f in fields(owner)]:
+    for name in [f.name for f in fields(cast(Any, owner))]:
         field = getattr(owner, name)
         if name in grouped:
             if not all(map(is_constant, field)):
