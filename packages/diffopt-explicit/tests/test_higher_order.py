@@ -56,7 +56,9 @@ def layers():
 
 
 LAYERS = list(layers())
-WRONG = ["layer_norm", "batch_norm", "instance_norm"]
+WRONG = ["layer_norm"]
+if torch.__version__ < "2.14":
+    WRONG += ["batch_norm", "instance_norm"]
 
 
 def scalar(module):

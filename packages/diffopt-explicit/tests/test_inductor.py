@@ -49,8 +49,11 @@ def test_what_has_no_call_in_c_is_called_without_a_warning(caplog):
     assert "torch._inductor.ir" not in told
 
 
-@pytest.mark.skipif(torch.__version__ < "2.12", reason="this torch's compiler drops the check")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="this torch's compiler drops the check")
 def test_errors_of_what_has_no_call_in_c_come_out():
     outer, w = cholesky_step()
+    step = compile_meta_step(outer)
+    for _ in range(2):  # the first run of the program itself: torch loses the message of its errors
+        step(w)
     with pytest.raises(RuntimeError, match="is not positive-definite"):
-        compile_meta_step(outer)(-w)
+        step(-w)
